@@ -1,0 +1,23 @@
+"""Who decides: handlers, their sessions, and the links that put them in front of an application."""
+
+from .chain import chain
+from .codec import CookieCodec
+from .cookie import CookiePolicy
+from .csrf import Csrf
+from .enforcer import Enforcer
+from .events import Event
+from .handler import Handler
+from .metadata import Metadata
+from .session import Session
+
+__all__ = [
+    "CookieCodec",
+    "CookiePolicy",
+    "Csrf",
+    "Enforcer",
+    "Event",
+    "Handler",
+    "Metadata",
+    "Session",
+    "chain",
+]

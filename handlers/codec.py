@@ -1,0 +1,288 @@
+"""Tokens: bytes to text that only a holder of the key can make, and back.
+
+``v1.<key id>.<body>``; the body is one run of standard base64 without padding characters.
+Signed, it is the padded content and the HMAC-SHA256 of it. Sealed, it is a 4-byte epoch, a
+12-byte nonce, and the padded content in segments of AES-256-GCM. What a token is for never
+stands in it: format, purpose, realm and handler path are in the sub-key, so a token shown
+anywhere else is simply one that does not verify.
+
+A token has exactly one spelling. Blanks at the content's end make the body a multiple of three bytes,
+so base64 has neither ``=`` nor a spare bit that could be flipped unseen. They stay when a token is
+opened: JSON ignores them, and cutting them off would copy every token once more.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from ..clock import Clock, SystemClock
+from ..errors import BadCookie, CookieTooLarge
+from ..keys import KeyRing, Keys, derived
+from ..serializer import JsonSerializer
+from .encoding import NONCE_BYTES, decode, encode, nonce
+
+__all__ = ["LARGEST_TOKEN", "CookieCodec", "SealedTokens", "SignedTokens", "TokenCodec", "token_codec"]
+
+VERSION: Final = "v1"
+LARGEST_TOKEN: Final = 4093
+MAC_BYTES: Final = 32
+TAG_BYTES: Final = 16
+EPOCH_BYTES: Final = 4
+EPOCH_MS: Final = 3_600_000
+KEPT_EPOCHS: Final = 1024
+MEMO_CHARACTERS: Final = 1 << 19
+MEMO_KEY: Final = 40
+HEADER_BYTES: Final = EPOCH_BYTES + NONCE_BYTES
+# OpenSSL's callers give up the interpreter lock for more than 2047 bytes and then wait for it, 5 ms
+# at a time beside a busy thread. Smaller pieces never do.
+PIECE: Final = 2047
+SEGMENT: Final = PIECE - TAG_BYTES
+LONGEST_SINGLE: Final = SEGMENT - 2
+PADDINGS: Final = (b"", b" ", b"  ")
+# A segment's associated data is its place and their number, so that none can be moved, dropped or added.
+ONLY: Final = bytes((0, 1))
+FIRST: Final = bytes((0, 2))
+SECOND: Final = bytes((1, 2))
+
+
+class TokenCodec(Protocol):
+    """Turns bytes into a token and back."""
+
+    current: str
+    """The start of every token that the newest key of the ring makes, and of no other."""
+
+    def seal(self, content: bytes) -> str:
+        """Return the token that holds the content."""
+        ...
+
+    def open(self, token: str) -> bytes:
+        """Return the content, maybe with blanks behind it.
+
+        Raises BadCookie, always the same, for any text that is no such token.
+        """
+        ...
+
+
+def token_codec(keys: KeyRing, purpose: str, path: str, *, sealed: bool, clock: Clock) -> TokenCodec:
+    """Return the codec for one purpose of one handler path."""
+    return SealedTokens(keys, purpose, path, clock) if sealed else SignedTokens(keys, purpose, path)
+
+
+class _Remembering:
+    """Opens tokens, and remembers the lately verified ones, so that a browser's next request costs no check.
+
+    A token is found by its end, which no two share, and compared whole. There are two generations: when the
+    younger is full it becomes the older, and what is asked for in the older moves up. No lock is needed, for
+    a race costs at most an entry. The keys of a codec never change, so nothing here outlives its key.
+    """
+
+    __slots__ = ("_old", "_room", "_young")
+
+    def __init__(self) -> None:
+        self._young: dict[str, tuple[str, bytes]] = {}
+        self._old: dict[str, tuple[str, bytes]] = {}
+        self._room = MEMO_CHARACTERS
+
+    def open(self, token: str) -> bytes:
+        """Return the content, maybe with blanks behind it; raise BadCookie for any text that is no such token."""
+        known = self._young.get(token[-MEMO_KEY:])
+        if known is not None and known[0] == token:
+            return known[1]
+        known = self._old.get(token[-MEMO_KEY:])
+        if known is None or known[0] != token:
+            # Our bodies are whole groups of three bytes: base64 that is padded is another spelling of one.
+            if len(token) > LARGEST_TOKEN or token.endswith("="):
+                raise _refusal()
+            known = (token, self._verified(token))
+        self._remember(token, known)
+        return known[1]
+
+    def _remember(self, token: str, known: tuple[str, bytes]) -> None:
+        self._room -= len(token)
+        if self._room < 0:
+            self._old, self._young, self._room = self._young, {}, MEMO_CHARACTERS - len(token)
+        self._young[token[-MEMO_KEY:]] = known
+
+    def _verified(self, token: str) -> bytes:
+        raise NotImplementedError
+
+
+class SignedTokens(_Remembering):
+    """Tokens that anyone can read and only a holder of the key can make."""
+
+    __slots__ = ("_mac", "_macs", "_prefix_size", "current")
+
+    def __init__(self, keys: KeyRing, purpose: str, path: str) -> None:
+        """Bind to a ring, a purpose and a handler path."""
+        super().__init__()
+        subkeys = keys.subkeys(f"{purpose}/signed", path, form=VERSION)
+        self._macs = {_prefix(name): HMAC(key, SHA256()) for name, key in subkeys}
+        self.current = _prefix(subkeys[0][0])
+        self._mac = self._macs[self.current]
+        self._prefix_size = len(self.current)
+
+    def seal(self, content: bytes) -> str:
+        """Return the token that holds the content."""
+        content += PADDINGS[-(len(content) + MAC_BYTES) % 3]
+        mac = self._mac.copy()
+        if len(content) <= PIECE:
+            mac.update(content)
+        else:
+            _feed(mac, content)
+        return self.current + encode(content + mac.finalize()).decode("ascii")
+
+    def _verified(self, token: str) -> bytes:
+        size = self._prefix_size
+        try:
+            mac = self._macs[token[:size]].copy()
+            raw = decode(token[size:])
+            content = raw[:-MAC_BYTES]
+            if len(content) <= PIECE:
+                mac.update(content)
+            else:
+                _feed(mac, content)
+            mac.verify(raw[-MAC_BYTES:])
+        except (KeyError, ValueError, InvalidSignature):
+            raise _refusal() from None
+        return content
+
+
+class SealedTokens(_Remembering):
+    """Tokens that only a holder of the key can make or read.
+
+    A random 96-bit nonce is safe for about 2^32 tokens under one key (NIST SP 800-38D), so every
+    hour has a key of its own, derived from the epoch that the token names.
+    """
+
+    __slots__ = ("_ciphers", "_clock", "_latest", "_masters", "_prefix_size", "current")
+
+    def __init__(self, keys: KeyRing, purpose: str, path: str, clock: Clock) -> None:
+        """Bind to a ring, a purpose, a handler path, and the clock that tells the epoch."""
+        super().__init__()
+        subkeys = keys.subkeys(f"{purpose}/sealed", path, form=VERSION)
+        self._masters = {_prefix(name): key for name, key in subkeys}
+        self._ciphers: dict[str, dict[bytes, AESGCM]] = {prefix: {} for prefix in self._masters}
+        self.current = _prefix(subkeys[0][0])
+        self._prefix_size = len(self.current)
+        self._clock = clock
+        self._latest: tuple[int, bytes, AESGCM] | None = None
+
+    def seal(self, content: bytes) -> str:
+        """Return the token that holds the content."""
+        number = self._clock.now() // EPOCH_MS
+        latest = self._latest
+        if latest is None or latest[0] != number:
+            latest = self._next_epoch(number)
+        _, epoch, cipher = latest
+        first = nonce()
+        if len(content) <= LONGEST_SINGLE:
+            content += PADDINGS[-(len(content) + HEADER_BYTES + TAG_BYTES) % 3]
+            return self.current + encode(epoch + first + cipher.encrypt(first, content, ONLY)).decode("ascii")
+        content += PADDINGS[-(len(content) + HEADER_BYTES + 2 * TAG_BYTES) % 3]
+        head = cipher.encrypt(first, content[:SEGMENT], FIRST)
+        tail = cipher.encrypt(_next(first), content[SEGMENT:], SECOND)
+        return self.current + encode(b"".join((epoch, first, head, tail))).decode("ascii")
+
+    def _verified(self, token: str) -> bytes:
+        prefix = token[: self._prefix_size]
+        try:
+            raw = decode(token[self._prefix_size :])
+            cipher = self._ciphers[prefix].get(raw[:EPOCH_BYTES])
+            return self._open_of_new_epoch(prefix, raw) if cipher is None else _opened(cipher, raw)
+        except (KeyError, ValueError, InvalidTag):
+            raise _refusal() from None
+
+    def _next_epoch(self, number: int) -> tuple[int, bytes, AESGCM]:
+        epoch = max(number, 0).to_bytes(EPOCH_BYTES, "big")  # A clock from before 1970 has a key all the same.
+        cipher = self._cipher(self.current, epoch)
+        self._keep(self.current, epoch, cipher)
+        self._latest = (number, epoch, cipher)
+        return self._latest
+
+    def _open_of_new_epoch(self, prefix: str, raw: bytes) -> bytes:
+        """Open under a key that is kept only if it fits, so that forged epochs push nothing out."""
+        epoch = raw[:EPOCH_BYTES]
+        if int.from_bytes(epoch, "big") > self._clock.now() // EPOCH_MS + 1:
+            raise ValueError("The epoch lies in the future.")
+        cipher = self._cipher(prefix, epoch)
+        content = _opened(cipher, raw)
+        self._keep(prefix, epoch, cipher)
+        return content
+
+    def _cipher(self, prefix: str, epoch: bytes) -> AESGCM:
+        return AESGCM(derived(self._masters[prefix], "epoch", epoch.hex()))
+
+    def _keep(self, prefix: str, epoch: bytes, cipher: AESGCM) -> None:
+        if len(self._ciphers[prefix]) >= KEPT_EPOCHS:
+            self._ciphers[prefix].clear()
+        self._ciphers[prefix][epoch] = cipher
+
+
+class CookieCodec:
+    """Signed (or encrypted) maps as text, by themselves: no request, no session, no cookie attributes.
+
+    ``encode`` takes values and, for some of their keys, deadlines in integer milliseconds since the
+    epoch; ``decode`` gives both back. What a deadline means is the caller's affair.
+
+    >>> codec = CookieCodec("basket", bytes(range(32)))
+    >>> codec.decode(codec.encode({"apples": 3}, {"apples": 1_900_000_000_000}))
+    ({'apples': 3}, {'apples': 1900000000000})
+    """
+
+    __slots__ = ("_serializer", "_tokens")
+
+    def __init__(self, name: str, keys: Keys, *, encrypted: bool = False, clock: Clock | None = None) -> None:
+        """Bind to a name, so that text made for one name never decodes for another."""
+        ring = KeyRing.of(keys)
+        self._tokens = token_codec(ring, "cookie codec", name, sealed=encrypted, clock=clock or SystemClock())
+        self._serializer = JsonSerializer()
+
+    def encode(self, values: Mapping[str, Any], expiries: Mapping[str, int] | None = None) -> str:
+        """Return the text that holds both maps.
+
+        Raises TypeError for a value that would not come back exactly, CookieTooLarge above 4093 characters.
+        """
+        token = self._tokens.seal(self._serializer.dumps([dict(values), dict(expiries or {})]))
+        if len(token) > LARGEST_TOKEN:
+            raise CookieTooLarge(f"The text has {len(token)} characters and may have {LARGEST_TOKEN}: keep less in it.")
+        return token
+
+    def decode(self, text: str) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return the values and the expiries; raise BadCookie if ``encode`` did not make this text."""
+        if not isinstance(text, str):
+            raise _refusal()
+        both: Any = self._serializer.loads(self._tokens.open(text))
+        return both[0], both[1]
+
+
+def _prefix(key_id: str) -> str:
+    return f"{VERSION}.{key_id}."
+
+
+def _refusal() -> BadCookie:
+    """Return the one answer to every token that does not verify: it must not say why (ASVS 11.2.5)."""
+    return BadCookie("The token does not verify.")
+
+
+def _feed(mac: HMAC, content: bytes) -> None:
+    """Take a large content in; no token is larger than two pieces, neither of which gives up the interpreter lock."""
+    mac.update(content[:PIECE])
+    mac.update(content[PIECE:])
+
+
+def _opened(cipher: AESGCM, raw: bytes) -> bytes:
+    """Return the content of a sealed body of one or two segments; no token is large enough for three."""
+    first = raw[EPOCH_BYTES:HEADER_BYTES]
+    if len(raw) <= HEADER_BYTES + PIECE:
+        return cipher.decrypt(first, raw[HEADER_BYTES:], ONLY)
+    middle = HEADER_BYTES + PIECE
+    return cipher.decrypt(first, raw[HEADER_BYTES:middle], FIRST) + cipher.decrypt(_next(first), raw[middle:], SECOND)
+
+
+def _next(first: bytes) -> bytes:
+    """Return the second segment's nonce: the first's with one bit turned, so that each token uses up a pair."""
+    return first[:-1] + bytes((first[-1] ^ 1,))

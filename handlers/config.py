@@ -1,0 +1,56 @@
+"""Every setting of a handler as one frozen value, and the checks that take several of them together."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ..clock import Clock, SystemClock
+from ..errors import ConfigError
+from ..keys import KeyRing
+from ..serializer import JsonSerializer, Serializer
+from .cookie import CookiePolicy
+from .events import Listener
+from .ids import IdGenerator, new_id
+
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["DEFAULT_ABSOLUTE", "Config"]
+
+DEFAULT_ABSOLUTE: Final = 30 * 86_400_000
+"""The default absolute timeout in milliseconds: 30 days (NIST SP 800-63B-4, AAL1)."""
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one handler; all durations are milliseconds and 0 means none."""
+
+    name: str
+    keys: KeyRing
+    policy: CookiePolicy = CookiePolicy()
+    header: str | None = None
+    max_age: int = 0
+    idle: int = 0
+    absolute: int = DEFAULT_ABSOLUTE
+    id_generator: IdGenerator = new_id
+    encrypted: bool = False
+    serializer: Serializer = JsonSerializer()
+    eager: bool = False
+    clock: Clock = SystemClock()
+    logger: "logging.Logger | None" = None
+    events: Listener | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for a name that cannot be one, and for settings that contradict each other."""
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"The handler name {self.name!r} must start with a letter and have at most 63 letters, digits, "
+                "'_', '.' or '-'."
+            )
+        if self.idle and self.absolute and self.idle > self.absolute:
+            raise ConfigError(
+                f"The idle timeout of {self.name!r} ({self.idle / 1000:g} s) is longer than its absolute timeout "
+                f"({self.absolute / 1000:g} s): shorten the first, or lengthen the second with with_absolute_timeout()."
+            )

@@ -1,0 +1,169 @@
+"""Options: functions from a handler to a new handler, each of which changes one setting.
+
+Several are checked together, after the last one, so ``Handler(name, keys, *options)`` and
+``handler.configure(*options)`` take ours in any order. Your own option is any function that
+takes a handler and returns one; what stands before it is checked before it is called.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..clock import Clock, Duration, milliseconds
+from ..errors import ConfigError
+from ..serializer import Serializer
+from .cookie import CookiePolicy
+from .events import Listener
+from .ids import IdGenerator
+from .transport import checked_header
+
+if TYPE_CHECKING:
+    import logging
+
+    from .config import Config
+    from .handler import Handler
+
+__all__ = [
+    "HandlerOption",
+    "Option",
+    "with_absolute_timeout",
+    "with_clock",
+    "with_cookie",
+    "with_eager",
+    "with_encryption",
+    "with_events",
+    "with_header",
+    "with_id_generator",
+    "with_idle_timeout",
+    "with_logger",
+    "with_max_age",
+    "with_serializer",
+]
+
+
+HandlerOption: TypeAlias = "Callable[[Handler], Handler]"
+"""An option: a function from a handler to a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One change of settings, applied by calling it with a handler."""
+
+    changes: tuple[tuple[str, Any], ...]
+
+    def change(self, config: "Config") -> "Config":
+        """Return the settings with this change, not yet checked."""
+        return replace(config, **dict(self.changes))
+
+    def __call__(self, handler: "Handler") -> "Handler":
+        """Return a new handler with this change; the old one is unchanged."""
+        return handler.configure(self)
+
+
+def _option(**changes: Any) -> Option:
+    return Option(tuple(changes.items()))
+
+
+def with_cookie(policy: CookiePolicy) -> Option:
+    """Send the token in a cookie with the attributes of this policy; a ``with_header()`` before it counts no more."""
+    _expect(policy, CookiePolicy, "with_cookie() takes a CookiePolicy")
+    if policy.insecure_dev:
+        warnings.warn(
+            "The session cookie has no Secure attribute (insecure_dev=True), so anyone on the network can read it: "
+            "never deploy this.",
+            stacklevel=2,
+        )
+    return _option(policy=policy, header=None)
+
+
+def with_max_age(max_age: Duration | None) -> Option:
+    """Let the session live this long from its creation, in a cookie that outlives the browser.
+
+    0 or None makes it a browser-session cookie. Raises ConfigError for a negative life.
+    """
+    life = 0 if max_age is None else milliseconds(max_age)
+    if life < 0:
+        raise ConfigError("with_max_age() takes no negative life: pass None for a browser-session cookie.")
+    return _option(max_age=life)
+
+
+def with_idle_timeout(timeout: Duration | None) -> Option:
+    """End the session this long after it was last looked at; None turns it off.
+
+    The session is touched at most once per min(60 s, timeout / 10), so it may end earlier by that much.
+    """
+    return _option(idle=_timeout(timeout, "with_idle_timeout"))
+
+
+def with_absolute_timeout(timeout: Duration | None) -> Option:
+    """End the session this long after its creation, whatever happens; None turns it off."""
+    return _option(absolute=_timeout(timeout, "with_absolute_timeout"))
+
+
+def with_id_generator(generator: IdGenerator) -> Option:
+    """Take session ids from this function of no argument, for example ``sessiontree.handlers.ids.uuid7``."""
+    return _option(id_generator=_callable(generator, "with_id_generator"))
+
+
+def with_encryption(on: bool = True) -> Option:  # noqa: FBT001, FBT002 - reads well: with_encryption(False) on a child
+    """Seal the token, so that the client cannot read what is in it."""
+    return _option(encrypted=_expect(on, bool, "with_encryption() takes True or False"))
+
+
+def with_serializer(serializer: Serializer) -> Option:
+    """Write values with this serializer's ``dumps(value) -> bytes`` and ``loads(bytes)``."""
+    _expect(serializer, Serializer, "with_serializer() takes an object with dumps() and loads()")
+    return _option(serializer=serializer)
+
+
+def with_header(name: str) -> Option:
+    """Carry the token in this request and response header, and no cookie; ``"Authorization"`` means Bearer."""
+    return _option(header=checked_header(name))
+
+
+def with_eager() -> Option:
+    """Create a session for every request that has none, even if nothing is written to it."""
+    return _option(eager=True)
+
+
+def with_clock(clock: Clock) -> Option:
+    """Take the time from this clock."""
+    if not isinstance(clock, Clock) or isinstance(clock, type) or type(clock.now()) is not int:
+        raise ConfigError("with_clock() takes a Clock: an object whose now() returns integer milliseconds.")
+    return _option(clock=clock)
+
+
+def with_logger(logger: "logging.Logger | None") -> Option:
+    """Log every event to this logger: handles only, never an id, a token, a secret or data."""
+    import logging  # noqa: PLC0415 - a tenth of our import time, for those who log
+
+    if logger is not None:
+        _expect(logger, logging.Logger, "with_logger() takes a logging.Logger or None")
+    return _option(logger=logger)
+
+
+def with_events(listener: Listener | None) -> Option:
+    """Call this function with every ``Event``; what it raises is logged and goes no further."""
+    return _option(events=None if listener is None else _callable(listener, "with_events"))
+
+
+def _timeout(timeout: Duration | None, name: str) -> int:
+    if timeout is None:
+        return 0
+    life = milliseconds(timeout)
+    if life <= 0:
+        raise ConfigError(f"{name}() takes more than 0 seconds: pass None to turn it off.")
+    return life
+
+
+def _callable(function: Any, name: str) -> Any:
+    if not callable(function):
+        raise ConfigError(f"{name}() takes a function, not {type(function).__name__}.")
+    return function
+
+
+def _expect(value: Any, kind: type, otherwise: str) -> Any:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{otherwise}, not {type(value).__name__}.")
+    return value

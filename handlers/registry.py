@@ -1,0 +1,135 @@
+"""The registry: which handlers a request has, and its one session for each.
+
+There is one registry in a request's environ, however many links the chain has, and one
+commit for all its sessions. It holds no environ and no start_response, and its sessions do
+not hold it, so a finished request is freed at once, without the garbage collector.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from ..errors import UsageError
+from .environ import Environ
+from .life import Context
+from .response import merged
+from .session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .handler import Handler
+    from .transport import Header
+
+__all__ = ["Registry", "clash_between"]
+
+_UNLINKED: "Final[dict[str, Handler]]" = {}
+
+
+class Registry:
+    """The sessions of one request, by handler name."""
+
+    __slots__ = ("_context", "_sessions", "closed", "done", "linked")
+
+    def enter(self, linked: "Mapping[str, Handler]") -> None:
+        """Begin with the handlers of the chain, outermost first, and no session."""
+        self.linked = linked
+        self.done = False
+        self.closed = False
+        self._sessions: dict[str, Session] = {}
+        self._context: Context | None = None
+
+    @classmethod
+    def bare(cls) -> "Registry":
+        """Return a registry for a request that passed no link: it takes any handler, and you commit it."""
+        registry = cls()
+        registry.enter(_UNLINKED)
+        return registry
+
+    def join(self, handlers: "Mapping[str, Handler]") -> None:
+        """Add the handlers of an inner chain that the outer links could not see."""
+        for handler in handlers.values():
+            for other in self.linked.values():
+                clash = None if other == handler else clash_between(handler, other)
+                if clash is not None:
+                    raise UsageError(clash)
+        self.linked = {**self.linked, **handlers}
+
+    def session(self, handler: "Handler", environ: Environ) -> Session:
+        """Return the request's session of this handler; raise UsageError if it is not linked while others are."""
+        name = handler.name
+        session = self._sessions.get(name)
+        if self.linked.get(name) is not handler:
+            self._check_linked(handler)
+        if session is not None:
+            return session
+        parent = None if handler.parent is None else self.session(handler.parent, environ)
+        context = self._context
+        if context is None:
+            get = environ.get
+            context = self._context = Context()
+            context.enter(get("HTTP_USER_AGENT", ""), get("REMOTE_ADDR", ""), self.done)
+        session = self._sessions[name] = Session()
+        session.enter(handler, context, environ.get(handler.transport.key, ""), parent)
+        return session
+
+    def commit(self) -> "list[Header]":
+        """Return the response headers that make every change of this request last; calling it again repeats them."""
+        answers = self._answers(failed=False)
+        self.done = True
+        if self._context is not None:
+            self._context.done = True
+        return answers
+
+    def headers(self, environ: Environ, status: str, headers: "list[Header]") -> "list[Header]":
+        """Return the application's response headers with ours among them: the response begins now.
+
+        After a 5xx the data is dropped; revocations and renewals last.
+        """
+        context = self._context
+        if context is None:
+            self.done = True
+            return headers
+        if context.ended:
+            self._follow_the_ended(environ)
+        answers = self._answers(failed=status.startswith("5")) if context.changed else []
+        self.done = context.done = True
+        return merged(headers, answers, context.vary) if context.vary else headers
+
+    def _check_linked(self, handler: "Handler") -> None:
+        """Let an equal handler through, and in a bare registry any; raise UsageError for another."""
+        known = self.linked.get(handler.name)
+        if not self.linked and handler.name in self._sessions:
+            known = self._sessions[handler.name].handler
+        if known != handler and (self.linked or known is not None):
+            if not self.linked:
+                raise UsageError(f"Another handler named {handler.name!r} is used in this request: rename one.")
+            raise UsageError(
+                f"The handler {handler.path!r} is not linked in front of this application: add it to the chain."
+            )
+
+    def _follow_the_ended(self, environ: Environ) -> None:
+        """Look at the linked children of sessions that ended, so that their cookies go with them."""
+        for handler in self.linked.values():
+            parent = None if handler.parent is None else self._sessions.get(handler.parent.name)
+            if parent is not None and parent.has_ended:
+                self.session(handler, environ).is_live()
+
+    def _answers(self, *, failed: bool) -> "list[Header]":
+        """Return a header for every token that the client must replace or forget, parents first."""
+        answers: list[Header] = []
+        for session in self._sessions.values():
+            answer = session.answer(failed)
+            if answer is not None:
+                answers.append((session.handler.transport.response_header, answer))
+        return answers
+
+
+def clash_between(handler: "Handler", other: "Handler") -> str | None:
+    """Say what two handlers of one request must not share but do, or return None."""
+    if other.name == handler.name:
+        return f"Two handlers of one request are named {handler.name!r}: rename one."
+    if other.transport.place == handler.transport.place:
+        return (
+            f"{handler.path!r} and {other.path!r} both use {handler.transport.place}: "
+            "give one of them its own with_cookie() or with_header()."
+        )
+    return None

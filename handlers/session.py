@@ -1,0 +1,410 @@
+"""The Session: one live session inside one request, as a mapping from str to values."""
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+
+from ..clock import FOREVER, Duration, milliseconds
+from ..errors import ConfigError, KeyNotFound, SessionGone, UsageError
+from ..serializer import IMMUTABLE, JsonSerializer
+from .answering import Answering
+from .events import emit
+from .ids import generated_id, handle_text
+from .life import BEGUN, DATA, IDENTITY, LIVE, RENEWED, REVOKED, SKEW_MS
+from .metadata import Metadata
+from .token import Extras
+
+if TYPE_CHECKING:
+    from .transport import Header
+
+__all__ = ["Session"]
+
+_MISSING: Final[Any] = object()
+_JSON: Final = JsonSerializer()
+
+
+class Session(Answering, MutableMapping[str, Any]):
+    """A mapping that lasts from request to request.
+
+    Nothing is read before the first look and nothing is begun before the first write. Values are JSON
+    plus bytes, datetime, date, timedelta, Decimal, UUID, set and tuple; anything else is a
+    TypeError. A missing key is KeyNotFound, which is a KeyError. Writes raise SessionGone after
+    ``revoke()``, ParentInvalid without a parent session, and HeadersSent after the response has begun.
+
+    This session lives in the client's token, so the last response wins over an overlapping one.
+    """
+
+    __slots__ = ()
+
+    # -- the mapping -----------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the value of the key; raise KeyNotFound if there is none."""
+        data = self._data if self._ready else self._look()
+        try:
+            value = data[key]
+        except KeyError:
+            raise KeyNotFound(f"The session has no key {key!r}.") from None
+        if value.__class__ not in IMMUTABLE:
+            self._expose(key, value)
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of the key, or the default."""
+        data = self._data if self._ready else self._look()
+        value = data.get(key, default)
+        if value.__class__ not in IMMUTABLE and key in data:
+            self._expose(key, value)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Write the value; the key then has no expiry of its own."""
+        self._write(key, value)
+        if self._extras is not None:
+            self._extras.deadlines.pop(key, None)
+
+    def __delitem__(self, key: str) -> None:
+        """Remove the key; raise KeyNotFound if there is none."""
+        if key not in self._look():
+            raise KeyNotFound(f"The session has no key {key!r}.")
+        self.delete(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether the session has the key."""
+        return key in (self._data if self._ready else self._look())
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys, in the order of their first writing."""
+        return iter(list(self._look()))
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._look())
+
+    def __ior__(self, other: Mapping[str, Any]) -> Self:
+        """Write every key of the other mapping."""
+        self.update(other)
+        return self
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a dict of this session's keys and the other's, which win."""
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a dict of the other's keys and this session's, which win."""
+        return {**other, **self}
+
+    def __repr__(self) -> str:
+        """Show the handler; a look would load, and data has no place in a log."""
+        return f"<Session {self.handler.path}>"
+
+    def put(self, key: str, value: Any, max_age: Duration | None = None) -> None:
+        """Write the value with a life of its own.
+
+        A positive ``max_age`` lets the key live that long, though never longer than its session; 0 or
+        None gives it no expiry of its own; a negative one expires it now.
+        """
+        life = 0 if max_age is None else milliseconds(max_age)
+        self[key] = value
+        if life < 0:
+            self.delete(key)
+        elif life > 0:
+            self._more().deadlines[key] = self.handler.now() + life
+            self._ready = False
+
+    def delete(self, key: str) -> None:
+        """Remove the key; a missing one is fine."""
+        data = self._look()
+        self._not_gone()
+        if key in data:
+            del self._writable()[key]
+            self._change(DATA)
+            if self._extras is not None:
+                self._extras.deadlines.pop(key, None)
+
+    def pop(self, key: str, default: Any = _MISSING) -> Any:
+        """Remove the key and return its value, or the default; raise KeyNotFound if there is neither."""
+        value = self._look().get(key, _MISSING)
+        if value is not _MISSING:
+            self.delete(key)
+            return value
+        if default is _MISSING:
+            raise KeyNotFound(f"The session has no key {key!r}.")
+        return default
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove one key and return it with its value; raise KeyNotFound if there is none."""
+        for key in self:
+            return key, self.pop(key)
+        raise KeyNotFound("The session has no keys.")
+
+    def clear(self) -> None:
+        """Remove all the data and keep the session."""
+        data = self._look()
+        self._not_gone()
+        if data:
+            self._writable().clear()
+            self._change(DATA)
+            if self._extras is not None:
+                self._extras.deadlines.clear()
+
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that the key has left, or None if it has no expiry of its own.
+
+        Raises KeyNotFound if there is no such key.
+        """
+        if key not in self._look():
+            raise KeyNotFound(f"The session has no key {key!r}.")
+        deadline = self._extras.deadlines.get(key) if self._extras is not None else None
+        if deadline is None:
+            return None
+        return (min(deadline, self._ends_at()) - self.handler.now()) / 1000
+
+    def update_key(self, key: str, fn: Callable[[Any], Any], default: Any = None) -> Any:
+        """Replace the key's value by ``fn(value)``, or ``fn(default)`` if it has none; return the new value.
+
+        The key keeps its expiry. In the client's token the last response wins over an overlapping one.
+        """
+        self._is_open()
+        value = fn(self.get(key, default))
+        self._write(key, value)
+        return value
+
+    def incr(self, key: str, n: int = 1) -> int:
+        """Add ``n`` to the key's integer, which begins at 0; return the sum.
+
+        The key keeps its expiry. In the client's token the last response wins over an overlapping one.
+        """
+        self._is_open()
+        value = self.get(key, 0)
+        if type(value) is not int or type(n) is not int:
+            raise TypeError(f"incr() adds integers; {key!r} and n must both be one.")
+        self._write(key, value + n)
+        return value + n
+
+    # -- lives -----------------------------------------------------------------------------
+
+    def touch(self, max_age: Duration | None = _MISSING) -> None:
+        """Prolong the session now, as a look does by itself in its time.
+
+        With ``max_age`` the session gets a life of its own from now, within its absolute timeout: a
+        positive one in a cookie that outlives the browser, 0 or None in a browser-session cookie; a
+        negative one ends it. The keys' expiries stay. Without a live session there is nothing to prolong.
+        """
+        config = self.handler.config
+        life = None if max_age is _MISSING or max_age is None else milliseconds(max_age)
+        if life is not None and life < 0:
+            self.revoke()
+            return
+        if not self._is_open():
+            return
+        now = config.clock.now()
+        own = self._who().own
+        if max_age is not _MISSING:
+            own = now + life if life else FOREVER
+        self._move(own=own, idle=now + config.idle if config.idle else FOREVER)
+
+    def renew(self, grace: Duration = 0) -> None:
+        """Give the session a new id; its data, its handle and its children stay.
+
+        In the client's token ``grace`` has no effect, for the old token cannot be refused.
+        """
+        if milliseconds(grace) < 0:
+            raise ConfigError("renew() takes a grace of 0 or more seconds.")
+        if self._is_open():
+            self._identity = self._who()._replace(id=generated_id(self.handler.config.id_generator))
+            self._change(IDENTITY | RENEWED)
+            emit(self.handler, "renewed", self.handle)
+
+    def revoke(self) -> None:
+        """End the session at once, its descendants with it, and delete the client's copy.
+
+        Reads are then empty and writes raise SessionGone. A copy of the token that somebody kept
+        stays valid until its deadline: a store, or a list of revocations, is the cure.
+        """
+        self._look()
+        self._still_open()
+        if self.state == LIVE:
+            self._end(REVOKED)
+
+    def merge(self, other: "Session") -> None:
+        """Lay another live session's keys over ours, with their expiries, and revoke it; our deadlines stay.
+
+        Its flash messages come along, behind ours.
+        """
+        if other is self or self._descends_from(other):
+            raise UsageError("merge() takes another session, and none of our ancestors.")
+        if not other.is_live():
+            raise SessionGone(f"The session {other.handler.path!r} to merge is not live.")
+        keys = {key: (other[key], other.ttl(key)) for key in other}
+        self._writable()
+        for key, (value, life) in keys.items():
+            self.put(key, value, life)
+        for category, message in other.flashes():
+            self.flash(message, category)
+        other.revoke()
+
+    def _descends_from(self, other: "Session") -> bool:
+        parent = self._parent
+        while parent is not None and parent is not other:
+            parent = parent._parent
+        return parent is not None
+
+    # -- who -------------------------------------------------------------------------------
+
+    def bind(self, subject: str | None) -> None:
+        """Tie the session to a user and stamp the time of authentication; None unties it.
+
+        A session that existed before also gets a new id, against fixation (ASVS 7.2.4).
+        """
+        if subject is None:
+            if self._is_open() and self._extras is not None:
+                self._extras.subject, self._extras.authenticated = None, 0
+                self._change(DATA)
+            return
+        if type(subject) is not str or not subject:
+            raise UsageError("bind() takes the subject as a non-empty str, or None.")
+        _JSON.admit(subject)
+        self._writable()
+        if not self._changes & BEGUN:
+            self.renew()
+        extras = self._more()
+        extras.subject, extras.authenticated = subject, self.handler.now()
+        self._change(DATA)
+
+    def fresh_within(self, seconds: Duration) -> bool:
+        """Tell whether ``bind()`` authenticated the user at most that long ago."""
+        window = milliseconds(seconds)
+        self._look()
+        if self._extras is None or not self._extras.authenticated:
+            return False
+        return -SKEW_MS <= self.handler.now() - self._extras.authenticated <= window
+
+    @property
+    def subject(self) -> str | None:
+        """The user whom ``bind()`` tied to this session."""
+        self._look()
+        return None if self._extras is None else self._extras.subject
+
+    @property
+    def id(self) -> str | None:
+        """The secret that proves ownership, or None while there is no session. Never log it."""
+        self._look()
+        return self._who().id if self.state == LIVE else None
+
+    @property
+    def handle(self) -> str | None:
+        """The public name, the same for the session's whole life, or None while there is no session."""
+        self._look()
+        return handle_text(self._handle()) if self.state == LIVE else None
+
+    @property
+    def parent(self) -> "Session | None":
+        """The parent's session in this request, or None for a session of a root handler."""
+        return self._parent  # type: ignore[return-value]
+
+    @property
+    def metadata(self) -> Metadata:
+        """The session's start, with the user agent and ip address of this request."""
+        self._look()
+        start = self._who().created if self.state == LIVE else self.handler.now()
+        return Metadata.at(start, self._context.agent, self._context.address)
+
+    def children(self) -> NoReturn:
+        """Raise ConfigError: only a store can list the children of a session."""
+        raise ConfigError(f"children() needs a store: {self.handler.path!r} keeps its sessions in the browser.")
+
+    # -- flash messages --------------------------------------------------------------------
+
+    def flash(self, message: Any, category: str = "message") -> None:
+        """Keep a message until ``flashes()`` takes it, in this request or a later one."""
+        if type(category) is not str:
+            raise TypeError(f"The category of a flash message must be a str, not {type(category).__name__}.")
+        _JSON.admit(message)
+        self._writable()
+        self._more().flashes.append((category, message))
+        self._change(DATA)
+
+    def flashes(self) -> list[tuple[str, Any]]:
+        """Take every flash message, as a list of (category, message)."""
+        self._look()
+        if self._extras is None or not self._extras.flashes:
+            return []
+        self._writable()
+        taken, self._extras.flashes = self._extras.flashes, []
+        self._change(DATA)
+        return taken
+
+    # -- state -----------------------------------------------------------------------------
+
+    @property
+    def new(self) -> bool:
+        """Whether this session did not come with the request."""
+        self._look()
+        return self.state != LIVE or bool(self._changes & BEGUN)
+
+    @property
+    def modified(self) -> bool:
+        """Whether this request changed the data, in place or otherwise."""
+        return bool(self._changes & DATA) or (self._exposed is not None and self._changed_in_place(self._exposed))
+
+    @property
+    def expires_in(self) -> float | None:
+        """The seconds this session has left, or None if it has no deadline or does not exist."""
+        if not self.is_live() or self._ends_at() >= FOREVER:
+            return None
+        return (self._ends_at() - self.handler.now()) / 1000
+
+    def commit(self) -> "list[Header]":
+        """Return the response headers that make the changes of this session last, its parents' first.
+
+        The middleware does this by itself, and sees to Vary and Cache-Control too, which are yours to send if you
+        commit by hand: a response with these headers must not be cached. Calling it again repeats the headers.
+        """
+        headers = [] if self._parent is None else self.parent.commit()  # type: ignore[union-attr]
+        answer = self.answer(failed=False) if self.accessed else None
+        return headers if answer is None else [*headers, (self.handler.transport.response_header, answer)]
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _write(self, key: str, value: Any) -> None:
+        """Write the value, and leave the key's expiry alone."""
+        if key.__class__ is not str or not key.isascii():
+            _check_key(key)
+        plain = self.handler.fields.admit(value)
+        data = self._data if self._ready and not self._context.done else self._writable()
+        if not plain:
+            self._plain = False
+        if value.__class__ not in IMMUTABLE:
+            self._exposed = self._exposed or {}
+            self._exposed[key] = None
+        elif self._exposed is not None:
+            self._exposed.pop(key, None)
+        data[key] = value
+        self._changes |= DATA
+        self._context.changed = True
+
+    def _expose(self, key: str, value: Any) -> None:
+        """Remember the value's bytes as it is handed out, for it can be changed in place unseen."""
+        if self._exposed is None:
+            self._exposed = {}
+            self._context.changed = True
+        if key not in self._exposed:
+            self._exposed[key] = self.handler.fields.dumps(value)
+
+    def _more(self) -> Extras:
+        if self._extras is None:
+            self._extras = Extras()
+        return self._extras
+
+    def _is_open(self) -> bool:
+        """Return whether there is a session to change; raise if it is gone or the response has begun."""
+        self._look()
+        self._still_open()
+        self._not_gone()
+        return self.state == LIVE
+
+
+def _check_key(key: object) -> None:
+    if type(key) is not str:
+        raise TypeError(f"The keys of a session are str, not {type(key).__name__}.")
+    _JSON.admit(key)

@@ -1,0 +1,208 @@
+"""For tests of applications: a clock that stands still, and a cookie jar that behaves as browsers do."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from .clock import Clock, FakeClock, SystemClock
+
+__all__ = ["CookieJar", "FakeClock", "StoredCookie"]
+
+LARGEST_PAIR: Final = 4096
+LARGEST_ATTRIBUTE: Final = 1024
+MOST_PER_HOST: Final = 180
+LONGEST_LIFE_MS: Final = 400 * 86_400_000
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_MAX_AGE: Final = re.compile(r"-?[0-9]+", re.ASCII)
+_ADDRESS: Final = re.compile(r"[0-9.]+|.*:.*")
+_SAME_SITE: Final = {"strict": "Strict", "lax": "Lax", "none": "None"}
+
+
+@dataclass(slots=True)
+class StoredCookie:
+    """One cookie as a browser keeps it; times are milliseconds since the epoch, None lasts for the browser session."""
+
+    name: str
+    value: str
+    domain: str
+    host_only: bool = True
+    path: str = "/"
+    secure: bool = False
+    http_only: bool = False
+    same_site: str = "Default"
+    partitioned: bool = False
+    expires: int | None = None
+    created: int = 0
+    order: int = field(default=0, repr=False)
+
+
+class CookieJar:
+    """A browser's cookie store, after RFC 6265bis sections 5.6 to 5.8, for one site's first-party requests.
+
+    It refuses what browsers refuse: oversized pairs, control characters, Secure from plain http,
+    ``__Host-`` and ``__Secure-`` cookies without what they promise. ``clock`` decides what has expired.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        """Begin empty."""
+        self._clock = clock or SystemClock()
+        self._cookies: dict[tuple[str, str, bool, str], StoredCookie] = {}
+        self._count = 0
+
+    def store(self, set_cookie: str, host: str = "example.org", path: str = "/", *, secure: bool = True) -> bool:
+        """Take one Set-Cookie value from a response to ``host`` and ``path``; tell whether it was kept.
+
+        A cookie that deletes another one counts as not kept.
+        """
+        cookie = self._parsed(set_cookie, host.lower(), path)
+        if cookie is None or not _acceptable(cookie, secure=secure) or not self._may_overlay(cookie, secure=secure):
+            return False
+        key = (cookie.name, cookie.domain, cookie.host_only, cookie.path)
+        old = self._cookies.pop(key, None)
+        if cookie.expires is not None and cookie.expires <= self._clock.now():
+            return False
+        self._count += 1
+        cookie.created, cookie.order = (old.created, old.order) if old else (self._clock.now(), self._count)
+        self.cookies()
+        self._cookies[key] = cookie
+        self._evict(cookie.domain)
+        return True
+
+    def header(self, host: str = "example.org", path: str = "/", *, secure: bool = True) -> str:
+        """Return the Cookie header that a browser sends with a request; empty if it sends none."""
+        matching = [cookie for cookie in self.cookies() if _matches(cookie, host.lower(), path, secure=secure)]
+        matching.sort(key=lambda cookie: (-len(cookie.path), cookie.order))
+        return "; ".join(f"{cookie.name}={cookie.value}" if cookie.name else cookie.value for cookie in matching)
+
+    def cookies(self) -> list[StoredCookie]:
+        """Return every cookie that has not expired."""
+        now = self._clock.now()
+        self._cookies = {
+            key: cookie for key, cookie in self._cookies.items() if cookie.expires is None or cookie.expires > now
+        }
+        return list(self._cookies.values())
+
+    def get(self, name: str) -> str | None:
+        """Return the value of the cookie of this name, or None."""
+        return next((cookie.value for cookie in self.cookies() if cookie.name == name), None)
+
+    def close_browser(self) -> None:
+        """Forget the cookies that last for the browser session."""
+        self._cookies = {key: cookie for key, cookie in self._cookies.items() if cookie.expires is not None}
+
+    def _parsed(self, line: str, host: str, path: str) -> StoredCookie | None:
+        """Parse a Set-Cookie value (6265bis 5.6); return None for one that is ignored whole."""
+        if _CONTROL.search(line):
+            return None
+        pair, *parts = line.split(";")
+        name, equals, value = pair.partition("=")
+        if not equals:
+            name, value = "", pair
+        name, value = name.strip(" \t"), value.strip(" \t")
+        if not (name or value) or len((name + value).encode()) > LARGEST_PAIR:
+            return None
+        attributes = self._attributes(parts)
+        domain = attributes.get("domain", "").removeprefix(".").lower()
+        if domain and not _covers(domain, host):
+            return None
+        place = attributes.get("path", "")
+        return StoredCookie(
+            name,
+            value,
+            domain or host,
+            host_only=not domain,
+            path=place if place.startswith("/") else _default_path(path),
+            secure="secure" in attributes,
+            http_only="httponly" in attributes,
+            same_site=_SAME_SITE.get(attributes.get("samesite", "").lower(), "Default"),
+            partitioned="partitioned" in attributes,
+            expires=self._expiry(attributes),
+        )
+
+    def _attributes(self, parts: list[str]) -> dict[str, str]:
+        """Return the attributes by name in lower case: of several of one name the last, senseless times left out."""
+        attributes = {}
+        for part in parts:
+            name, _, text = (piece.strip(" \t") for piece in part.partition("="))
+            senseless = (name.lower() == "max-age" and not _MAX_AGE.fullmatch(text)) or (
+                name.lower() == "expires" and _date(text) is None
+            )
+            if len(text.encode()) <= LARGEST_ATTRIBUTE and not senseless:
+                attributes[name.lower()] = text
+        return attributes
+
+    def _expiry(self, attributes: dict[str, str]) -> int | None:
+        """Return when the cookie expires: Max-Age counts before Expires, and no life is longer than 400 days."""
+        now = self._clock.now()
+        if "max-age" in attributes:
+            seconds = int(attributes["max-age"][:12])
+            return now + min(seconds * 1000, LONGEST_LIFE_MS) if seconds > 0 else 0
+        moment = _date(attributes.get("expires", ""))
+        return None if moment is None else min(moment, now + LONGEST_LIFE_MS)
+
+    def _may_overlay(self, cookie: StoredCookie, *, secure: bool) -> bool:
+        """Plain http may not overlay a Secure cookie (6265bis 5.7 step 16)."""
+        if secure or cookie.secure:
+            return True
+        return not any(
+            old.secure
+            and old.name == cookie.name
+            and (_covers(old.domain, cookie.domain) or _covers(cookie.domain, old.domain))
+            and _lies_under(cookie.path, old.path)
+            for old in self.cookies()
+        )
+
+    def _evict(self, domain: str) -> None:
+        """Keep a host's cookies within bounds: what is not Secure goes first, then what is oldest."""
+        mine = [key for key, cookie in self._cookies.items() if cookie.domain == domain]
+        mine.sort(key=lambda key: (self._cookies[key].secure, self._cookies[key].order))
+        for key in mine[: max(0, len(mine) - MOST_PER_HOST)]:
+            del self._cookies[key]
+
+
+def _date(text: str) -> int | None:
+    """Return a date of any form that HTTP knows in milliseconds since the epoch; without a zone it is UTC."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _default_path(path: str) -> str:
+    head = path.rpartition("/")[0]
+    return head if path.startswith("/") and head else "/"
+
+
+def _acceptable(cookie: StoredCookie, *, secure: bool) -> bool:
+    """Check what the attributes and the name's prefix promise together (6265bis 5.7 steps 9 to 22)."""
+    if cookie.secure and not secure:
+        return False
+    if (cookie.same_site == "None" or cookie.partitioned) and not cookie.secure:
+        return False
+    name = (cookie.name or cookie.value).lower()
+    if name.startswith(("__secure-", "__host-", "__http-")) and (not cookie.secure or not cookie.name):
+        return False
+    if name.startswith("__host-") and not (cookie.host_only and cookie.path == "/"):
+        return False
+    return cookie.http_only or not name.startswith(("__http-", "__host-http-"))
+
+
+def _covers(domain: str, host: str) -> bool:
+    """Tell whether the host is the domain or lies in it; nothing lies in an address."""
+    return host == domain or (host.endswith(f".{domain}") and not _ADDRESS.fullmatch(host))
+
+
+def _lies_under(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder if folder.endswith("/") else f"{folder}/")
+
+
+def _matches(cookie: StoredCookie, host: str, path: str, *, secure: bool) -> bool:
+    if cookie.secure and not secure:
+        return False
+    if host != cookie.domain and (cookie.host_only or not _covers(cookie.domain, host)):
+        return False
+    return _lies_under(path, cookie.path)
