@@ -1,0 +1,71 @@
+"""The same client for ASGI applications: their coroutine is driven by hand, without a server or an event loop."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+App = Callable[
+    [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Coroutine[Any, Any, None]
+]
+
+SCOPE: Scope = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "query_string": b"",
+    "root_path": "",
+    "client": ("127.0.0.1", 50000),
+    "server": ("localhost", 80),
+}
+HEADERS = ((b"host", b"localhost"), (b"user-agent", b"benchmark/1.0"), (b"accept", b"*/*"), (b"accept-language", b"en"))
+
+
+async def _receive() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _send(message: Message) -> None:
+    """Take a message of the response and keep nothing."""
+
+
+def request(app: App, path: str, cookie: str) -> Callable[[], None]:
+    """Return a call that runs one request to its end."""
+    scope = _scope(path, cookie)
+
+    def call() -> None:
+        _run(app({**scope, "headers": [*scope["headers"]], "state": {}}, _receive, _send))
+
+    return call
+
+
+def cookies_set(app: App, path: str = "/", cookie: str = "") -> str:
+    """Run one request and return the Cookie header that a browser would send after it."""
+    pairs: list[str] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] != 200:
+                raise RuntimeError(f"The request for {path} was answered {message['status']}.")
+            found = [value.decode() for name, value in message["headers"] if name.lower() == b"set-cookie"]
+            pairs.extend(value.partition(";")[0] for value in found)
+
+    _run(app({**_scope(path, cookie), "state": {}}, _receive, send))
+    return "; ".join(pairs) or cookie
+
+
+def _scope(path: str, cookie: str) -> Scope:
+    headers = [*HEADERS, *([(b"cookie", cookie.encode())] if cookie else [])]
+    return {**SCOPE, "path": path, "raw_path": path.encode(), "headers": headers}
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never has to wait."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()
+    raise RuntimeError("The application waited for something: it cannot be measured without an event loop.")

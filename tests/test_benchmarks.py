@@ -1,0 +1,100 @@
+"""The benchmarks compute what they say and run to their end; no test asserts a time."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("signed", "sealed")
+SIZES = ("small", "big")
+ROWS = {
+    *(f"{floor} {size}" for floor in ("FLOOR", "hard floor") for size in SIZES),
+    *(
+        f"{kind} {size}: {operation}"
+        for kind in KINDS
+        for size in SIZES
+        for operation in ("untouched", "read 2", "read 2, write 1")
+    ),
+    *(f"signed {size}: chain of 3, read 2 in the last" for size in SIZES),
+    *(
+        f"{kind} {size}, {variant}: {operation}"
+        for kind in KINDS
+        for size in SIZES
+        for variant in ("envelope on top", "token not seen lately")
+        for operation in ("read 2", "read 2, write 1")
+    ),
+}
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """Load the module by its path: the root of the checkout stays off the import path."""
+    spec = importlib.util.spec_from_file_location("benchmarks_harness", ROOT / "benchmarks" / "harness.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+class FakeTimer:
+    """A timer that only the measured calls move."""
+
+    def __init__(self):
+        self.now = 0
+
+    def __call__(self):
+        return self.now
+
+    def taking(self, nanoseconds):
+        """Return a call that takes this long."""
+
+        def call():
+            self.now += nanoseconds
+
+        return call
+
+
+def test_a_round_gives_each_case_its_own_time_over_its_bare_form(harness):
+    timer = FakeTimer()
+    cases = {"bare": timer.taking(100), "whole": timer.taking(700), "floor": timer.taking(300)}
+    samples = harness.measure(cases, rounds=3, timer=timer, stint=10_000)
+    assert samples.net("whole", "bare") == [600, 600, 600]
+    ratio = harness.Spread.of(harness.ratios(samples.net("whole", "bare"), samples["floor"]))
+    assert (ratio.low, ratio.median, ratio.high) == (2, 2, 2)
+
+
+def test_a_stint_holds_as_many_calls_as_fit(harness):
+    timer = FakeTimer()
+    assert harness.calls_for(timer.taking(250), timer, stint=1_000_000) == 4000
+    assert harness.calls_for(timer.taking(5_000_000), timer, stint=1_000_000) == 1
+
+
+def test_a_disturbed_round_moves_neither_the_median_nor_the_ratio(harness):
+    assert harness.Spread.of([5.0, 1.0, 900.0, 2.0, 3.0]).median == 3
+    assert harness.ratios([10, 200], [5, 100]) == [2, 2]
+
+
+def test_a_budget_is_met_up_to_its_last_bit(harness):
+    assert harness.Verdict.of(1.5, 1.5, "x").met
+    assert harness.Verdict.of(1.51, 1.5, "x").cells() == ("<= 1.5 x", "MISSED")
+
+
+def test_the_benchmark_of_ours_runs_and_writes_every_row(tmp_path):
+    pytest.importorskip("sessiontree")
+    file = tmp_path / "figures.json"
+    environment = {name: value for name, value in os.environ.items() if name != "SESSIONTREE_BASE64"}
+    command = [sys.executable, "-m", "benchmarks.cookies", "--quick", "--rounds", "60"]
+    command += ["--only", "ours", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(file.read_text())["ours"]
+    assert "binascii" in tables
+    for name, results in tables.items():
+        assert {result["row"] for result in results} == ROWS, name
+        assert all(result["us"]["low"] <= result["us"]["median"] <= result["us"]["high"] for result in results)
+        assert all(row in done.stdout for row in ROWS)
