@@ -94,7 +94,7 @@ class Answering(Life):
     def _written(self, content: bytes) -> str:
         """Return the response header's value, if browsers would keep it."""
         transport = self.handler.transport
-        value = transport.before + self.handler.tokens.seal(content) + transport.after
+        value = f"{transport.before}{self.handler.tokens.seal(content)}{transport.after}"
         if content[0] & SEPARATE:
             value += self._lasting(Identity.read(content))
         if len(value) > LARGEST_SET_COOKIE:
