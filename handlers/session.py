@@ -58,9 +58,22 @@ class Session(Answering, MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         """Write the value; the key then has no expiry of its own."""
-        self._write(key, value)
+        if key.__class__ is not str or not key.isascii():
+            _check_key(key)
+        plain = self.handler.fields.admit(value)
+        data = self._data if self._ready and not self._context.done else self._writable()
+        if not plain:
+            self._plain = False
+        if value.__class__ not in IMMUTABLE:
+            self._exposed = self._exposed or {}
+            self._exposed[key] = None
+        elif self._exposed is not None:
+            self._exposed.pop(key, None)
+        data[key] = value
         if self._extras is not None:
             self._extras.deadlines.pop(key, None)
+        self._changes |= DATA
+        self._context.changed = True
 
     def __delitem__(self, key: str) -> None:
         """Remove the key; raise KeyNotFound if there is none."""
@@ -367,21 +380,11 @@ class Session(Answering, MutableMapping[str, Any]):
     # -- inside ----------------------------------------------------------------------------
 
     def _write(self, key: str, value: Any) -> None:
-        """Write the value, and leave the key's expiry alone."""
-        if key.__class__ is not str or not key.isascii():
-            _check_key(key)
-        plain = self.handler.fields.admit(value)
-        data = self._data if self._ready and not self._context.done else self._writable()
-        if not plain:
-            self._plain = False
-        if value.__class__ not in IMMUTABLE:
-            self._exposed = self._exposed or {}
-            self._exposed[key] = None
-        elif self._exposed is not None:
-            self._exposed.pop(key, None)
-        data[key] = value
-        self._changes |= DATA
-        self._context.changed = True
+        """Write the value, and leave the key's expiry as it is."""
+        deadline = None if self._extras is None else self._extras.deadlines.get(key)
+        self[key] = value
+        if deadline is not None:
+            self._more().deadlines[key] = deadline
 
     def _expose(self, key: str, value: Any) -> None:
         """Remember the value's bytes as it is handed out, for it can be changed in place unseen."""
