@@ -1,14 +1,16 @@
 """What a session tells the client when the response begins: a new token, to forget the old one, or nothing.
 
-the session is now             after a 2xx, 3xx, 4xx           after a 5xx
-LIVE as it came                nothing                         nothing
-LIVE and changed               a new token                     nothing; what came under its new id, if renewed
-LIVE, begun in this request    a new token                     nothing
-in place of a revoked one    a new token                     forget
-REVOKED                        forget, if it had a token       forget, if it had a token
-ORPHANED                       forget, if it had a token       as its parent
-EXPIRED                        forget                          forget, or as its parent
-ABSENT, UNSEEN                 nothing                         nothing
+    the session is now                after a 2xx, 3xx, 4xx        after a 5xx
+    LIVE as it came                   nothing                      nothing
+    LIVE and changed                  a new token                  what came under its new id if renewed, else nothing
+    LIVE, begun in this request       a new token                  nothing
+    LIVE, begun after a revocation    a new token                  forget
+    REVOKED                           forget, if it had a token    forget, if it had a token
+    ORPHANED                          forget, if it had a token    as its parent
+    EXPIRED                           forget                       forget; a child as its parent
+    ABSENT, UNSEEN                    nothing                      nothing
+
+A token that did not verify is never forgotten: a node with another key ring would log people out.
 """
 
 from typing import Final

@@ -823,3 +823,16 @@ def test_an_application_header_of_our_name_gives_way():
 def test_a_link_that_returns_no_application_is_refused():
     with pytest.raises(ConfigError, match="returned no application"):
         chain(lambda app: None)(plain_app(lambda request: None))
+
+
+def test_a_registry_that_was_committed_by_hand_is_not_taken_over():
+    handler, clock = clocked()
+    linked = handler.link(plain_app(lambda request: handler.session(request).incr("n")))
+
+    def outer(request, start_response):
+        handler.session(request).get("n")
+        request["sessiontree"].commit()
+        return linked(request, start_response)
+
+    browser = Browser(outer, clock)
+    assert [browser.get().text for _ in range(2)] == ["1", "2"]
