@@ -264,18 +264,20 @@ def _decoded(value: Any) -> Any:
         raise ValueError("The data holds a tag with content that does not fit.") from error
 
 
-def _untagged(value: Any) -> Any:
-    """Return what ``_tagged`` was given."""
+def _untagged(value: Any, depth: int = 0) -> Any:
+    """Return what ``_tagged`` was given, which nests less deeply than its tags do."""
+    if depth > 3 * DEEPEST:
+        raise ValueError("The data nests deeper than anything that is written.")
     if value.__class__ is list:
-        return [_untagged(item) for item in value]
+        return [_untagged(item, depth + 1) for item in value]
     if value.__class__ is not dict:
         return value
     if not _looks_tagged(value):
-        return {key: _untagged(item) for key, item in value.items()}
+        return {key: _untagged(item, depth + 1) for key, item in value.items()}
     [(tag, content)] = value.items()
     if tag not in _DECODERS:
         raise ValueError(f"The data holds the unknown tag {tag!r}: it was written by a newer release.")
-    return _DECODERS[tag](content)
+    return _DECODERS[tag](content, depth + 1)
 
 
 _SCALARS: Final[dict[type, _Encoder]] = {
@@ -298,14 +300,14 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
     tuple: _tuple,
     set: _set,
 }
-_DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "$bytes": binascii.a2b_base64,
-    "$datetime": _datetime_back,
-    "$date": date.fromisoformat,
-    "$timedelta": lambda parts: timedelta(*parts),
-    "$decimal": Decimal,
-    "$uuid": UUID,
-    "$tuple": lambda items: tuple(_untagged(items)),
-    "$set": lambda items: {_untagged(item) for item in items},
-    "$dict": lambda plain: {key: _untagged(item) for key, item in plain.items()},
+_DECODERS: Final[dict[str, Callable[[Any, int], Any]]] = {
+    "$bytes": lambda text, _: binascii.a2b_base64(text),
+    "$datetime": lambda parts, _: _datetime_back(parts),
+    "$date": lambda text, _: date.fromisoformat(text),
+    "$timedelta": lambda parts, _: timedelta(*parts),
+    "$decimal": lambda text, _: Decimal(text),
+    "$uuid": lambda text, _: UUID(text),
+    "$tuple": lambda items, depth: tuple([_untagged(item, depth) for item in items]),
+    "$set": lambda items, depth: {_untagged(item, depth) for item in items},
+    "$dict": lambda plain, depth: {key: _untagged(item, depth) for key, item in plain.items()},
 }
