@@ -201,16 +201,17 @@ class Session(Answering, MutableMapping[str, Any]):
 
         With ``max_age`` the session gets a life of its own from now, within its absolute timeout: a
         positive one in a cookie that outlives the browser, 0 or None in a browser-session cookie; a
-        negative one ends it. The keys' expiries stay. Without a live session there is nothing to prolong.
+        negative one ends it. The keys' expiries stay. Without a live session there is nothing to prolong, also
+        where it ran out during this request.
         """
         config = self.handler.config
         life = None if max_age is _MISSING or max_age is None else milliseconds(max_age)
         if life is not None and life < 0:
             self.revoke()
             return
-        if not self._is_open():
+        if not self._is_open() or not self.is_live():
             return
-        now = config.clock.now()
+        now = self.handler.now()
         own = self._who().own
         if max_age is not _MISSING:
             own = now + life if life else FOREVER

@@ -917,3 +917,22 @@ def test_merge_brings_the_flash_messages_along():
     s.visit(lambda a, b: (a.flash("first"), b.flash("second", "warning")))
     s.visit(lambda a, b: a.merge(b))
     assert s.visit(lambda a, b: a.flashes()) == [("message", "first"), ("warning", "second")]
+
+
+def test_touch_revives_nothing_that_ran_out_during_the_request():
+    s = site(with_max_age(10))
+    s.visit(lambda session: session.update(n=1))
+    token = s.browser.jar.header()
+    s.visit(lambda session: (session.get("n"), s.clock.advance(11), session.touch(max_age=3600)))
+    assert s.answer.cookies == []
+    assert s.visit(dict, HTTP_COOKIE=token) == {}
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Oops"])
+def test_an_expired_session_is_forgotten_whatever_the_response_says(status):
+    s = site(with_absolute_timeout(10))
+    s.visit(lambda session: session.update(n=1))
+    s.clock.advance(10)
+    s.status = status
+    s.visit(dict)
+    assert "Max-Age=0" in s.answer.cookies[0]
