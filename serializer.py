@@ -265,8 +265,8 @@ def _decoded(value: Any) -> Any:
 
 
 def _untagged(value: Any, depth: int = 0) -> Any:
-    """Return what ``_tagged`` was given, which nests less deeply than its tags do."""
-    if depth > 3 * DEEPEST:
+    """Return what ``_tagged`` was given; a tag and its content count as one level, as they do there."""
+    if depth > DEEPEST:
         raise ValueError("The data nests deeper than anything that is written.")
     if value.__class__ is list:
         return [_untagged(item, depth + 1) for item in value]

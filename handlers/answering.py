@@ -1,14 +1,15 @@
 """What a session tells the client when the response begins: a new token, to forget the old one, or nothing.
 
-    the session is now                after a 2xx, 3xx, 4xx        after a 5xx
-    LIVE as it came                   nothing                      nothing
-    LIVE and changed                  a new token                  what came under its new id if renewed, else nothing
-    LIVE, begun in this request       a new token                  nothing
-    LIVE, begun after a revocation    a new token                  forget
-    REVOKED                           forget, if it had a token    forget, if it had a token
-    ORPHANED                          forget, if it had a token    as its parent
-    EXPIRED                           forget                       forget; a child as its parent
-    ABSENT, UNSEEN                    nothing                      nothing
+    the session is now               after a 2xx, 3xx, 4xx        after a 5xx
+    LIVE as it came                  nothing                      nothing
+    LIVE, changed or touched         a new token                  what came under its new id if renewed, else nothing
+    LIVE, begun in this request      a new token                  nothing
+      after a revocation or expiry   a new token                  forget, if it had a token
+      after its parent ended         a new token                  as its parent, if it had a token
+    REVOKED                          forget, if it had a token    forget, if it had a token
+    ORPHANED                         forget, if it had a token    as its parent, if it had a token
+    EXPIRED                          forget                       forget; a child as its parent
+    ABSENT, UNSEEN                   nothing                      nothing
 
 A token that did not verify is never forgotten: a node with another key ring would log people out.
 """
@@ -18,7 +19,7 @@ from typing import Final
 from ..clock import FOREVER
 from ..errors import CookieTooLarge
 from .cookie import LARGEST_SET_COOKIE
-from .life import BEGUN, DATA, ENDED, EXPIRED, IDENTITY, LIVE, ORPHANED, RENEWED, UNSEEN, Life
+from .life import BEGUN, DATA, ENDED, EXPIRED, IDENTITY, LIVE, RENEWED, REVOKED, UNSEEN, Life
 from .token import SEPARATE, Identity, write_rest
 
 __all__ = ["Answering"]
@@ -62,12 +63,12 @@ class Answering(Life):
         """Tell whether the client holds a token that verified and whose session is dead for good."""
         if self._changes & ENDED:
             return True
-        if self.state == LIVE:
+        if self._origin is None and self.state != EXPIRED:
             return False
-        if failed and isinstance(self._parent, Answering) and self.state in {ORPHANED, EXPIRED}:
+        if failed and isinstance(self._parent, Answering) and self.state != REVOKED:
             # After a 5xx a parent that was only replaced is not: then its children are not dead either.
             return self._parent._is_to_be_forgotten(failed=True)
-        return self.state == EXPIRED or self._origin is not None
+        return self.state != LIVE
 
     def _renewed_only(self) -> str | None:
         """Return the session as it came, but for its new id, if it has one."""

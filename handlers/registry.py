@@ -44,6 +44,14 @@ class Registry:
         registry.enter(_UNLINKED)
         return registry
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether its request is over, or it was committed by hand and had nothing to tell the client.
+
+        One that had is kept: a second answer for the same sessions would undo the first, so writes now raise.
+        """
+        return self.closed or (self.done and (self._context is None or not self._context.changed))
+
     def join(self, handlers: "Mapping[str, Handler]") -> None:
         """Add the handlers of an inner chain that the outer links could not see."""
         for handler in handlers.values():

@@ -249,10 +249,14 @@ class Session(Answering, MutableMapping[str, Any]):
             raise UsageError("merge() takes another session, and none of our ancestors.")
         if not other.is_live():
             raise SessionGone(f"The session {other.handler.path!r} to merge is not live.")
-        keys = {key: (other[key], other.ttl(key)) for key in other}
+        data = dict(other._look())
+        deadlines = {} if other._extras is None else dict(other._extras.deadlines)
         self._writable()
-        for key, (value, life) in keys.items():
-            self.put(key, value, life)
+        for key, value in data.items():
+            self[key] = value
+        if deadlines:
+            self._more().deadlines.update(deadlines)
+            self._ready = False
         for category, message in other.flashes():
             self.flash(message, category)
         other.revoke()
@@ -382,6 +386,7 @@ class Session(Answering, MutableMapping[str, Any]):
 
     def _write(self, key: str, value: Any) -> None:
         """Write the value, and leave the key's expiry as it is."""
+        self._look()
         deadline = None if self._extras is None else self._extras.deadlines.get(key)
         self[key] = value
         if deadline is not None:

@@ -82,7 +82,7 @@ def link(handler: "Handler", app: "WSGIApplication") -> "WSGIApplication":  # no
             if registry.linked.get(name) is not handler:
                 registry.join(handlers)
             return app(environ, start_response)
-        if registry is None or registry.closed or registry.done:
+        if registry is None or registry.is_spent:
             registry = environ[REGISTRY] = Registry()
             registry.enter(handlers)
         else:

@@ -390,3 +390,27 @@ def test_an_expired_session_that_was_begun_anew_and_revoked_is_forgotten():
     s.visit(lambda v, u: (v.update(n=1), v.revoke()))
     assert any(c.startswith("__Host-visitor=;") for c in s.answer.cookies)
     assert s.browser.jar.get("__Host-visitor") is None
+
+
+def test_after_a_failure_only_tokens_that_verified_are_forgotten():
+    s = logged_in()
+    header = s.browser.jar.header()
+    visitor = next(part for part in header.split("; ") if part.startswith("__Host-visitor="))
+    s.status = "500 Oops"
+    for child in ("", "; __Host-user=v1.forged"):
+        s.visit(lambda v, u: (v.get("v"), u.update(k=1), v.revoke()), HTTP_COOKIE=visitor + child)
+        assert [cookie.split("=")[0] for cookie in s.answer.cookies] == ["__Host-visitor"]
+
+
+def test_a_child_begun_anew_under_a_parent_that_ended_is_forgotten_after_a_failure():
+    s = logged_in()
+    s.status = "500 Oops"
+    s.visit(lambda v, u: (u.get("u"), v.revoke(), v.regenerate(), u.update(z=1)))
+    assert [cookie.split("=")[0] for cookie in s.answer.cookies] == ["__Host-visitor", "__Host-user"]
+
+
+def test_an_expiry_of_a_session_that_ended_does_not_pass_to_the_next():
+    s = logged_in()
+    s.visit(lambda v, u: u.put("k", 1, 100))
+    s.visit(lambda v, u: u.update_key("k", lambda n: (v.regenerate(), n + 1)[1]))
+    assert s.visit(lambda v, u: (u["k"], u.ttl("k"))) == (2, None)

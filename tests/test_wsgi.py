@@ -836,3 +836,25 @@ def test_a_registry_that_was_committed_by_hand_is_not_taken_over():
 
     browser = Browser(outer, clock)
     assert [browser.get().text for _ in range(2)] == ["1", "2"]
+
+
+def test_a_write_after_a_commit_by_hand_that_had_something_to_say_is_refused():
+    handler, clock = clocked()
+    raised = []
+
+    def act(request):
+        try:
+            handler.session(request)["y"] = 2
+        except HeadersSent as error:
+            raised.append(error)
+        return dict(handler.session(request))
+
+    linked = handler.link(plain_app(act))
+
+    def outer(request, start_response):
+        handler.session(request)["x"] = 1
+        request["sessiontree"].commit()
+        return linked(request, start_response)
+
+    answer = Browser(outer, clock).get()
+    assert (answer.text, len(answer.cookies), len(raised)) == ("{'x': 1}", 1, 1)
