@@ -33,9 +33,12 @@ unit: $(VENV)/.test
 # The long runs: what .ci/run does a twentieth of.
 soak: $(VENV)/.test
 	SESSIONTREE_SOAK=20 $(BIN)/python -m pytest tests
+	$(BIN)/python -m benchmarks.stores --only footprint
+	$(BIN)/python -m benchmarks.stores --only sweep
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.cookies
+	$(BIN)/python -m benchmarks.stores
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
@@ -47,7 +50,7 @@ build: $(VENV)/.test
 # Type checkers and documentation tools want a folder that has the package's name.
 tree:
 	@rm -rf .tree && mkdir -p .tree/sessiontree
-	@for entry in *.py py.typed handlers cli; do ln -s "$(CURDIR)/$$entry" .tree/sessiontree/; done
+	@for entry in *.py py.typed handlers stores cli; do ln -s "$(CURDIR)/$$entry" .tree/sessiontree/; done
 	@ln -s "$(CURDIR)/examples" .tree/examples
 
 clean:

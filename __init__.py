@@ -30,8 +30,10 @@ from .errors import (
     TooLarge,
     UsageError,
 )
-from .handlers import CookiePolicy, Csrf, Enforcer, Handler, Metadata, Session, chain
+from .handlers import CookiePolicy, Csrf, Enforcer, Handler, Metadata, Session, SessionInfo, chain
 from .handlers.options import (
+    fixed_id,
+    server_only,
     with_absolute_timeout,
     with_clock,
     with_cookie,
@@ -43,7 +45,10 @@ from .handlers.options import (
     with_idle_timeout,
     with_logger,
     with_max_age,
+    with_outage,
+    with_revocations,
     with_serializer,
+    with_store,
 )
 from .keys import KeyRing
 
@@ -74,12 +79,15 @@ __all__ = [
     "Session",
     "SessionError",
     "SessionGone",
+    "SessionInfo",
     "StoreCorrupt",
     "StoreError",
     "StoreUnavailable",
     "TooLarge",
     "UsageError",
     "chain",
+    "fixed_id",
+    "server_only",
     "with_absolute_timeout",
     "with_clock",
     "with_cookie",
@@ -91,5 +99,8 @@ __all__ = [
     "with_idle_timeout",
     "with_logger",
     "with_max_age",
+    "with_outage",
+    "with_revocations",
     "with_serializer",
+    "with_store",
 ]

@@ -1,14 +1,19 @@
-"""For tests of applications: a clock that stands still, and a cookie jar that behaves as browsers do."""
+"""For tests of applications: a clock that stands still, a browser's cookie jar, and a store that fails on demand."""
 
 import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Final
+from threading import Event, Lock
+from typing import Any, Final
 
-from .clock import Clock, FakeClock, SystemClock
+from .clock import Clock, Duration, FakeClock, SystemClock, milliseconds
+from .errors import StoreUnavailable
+from .records import Changes, Page, Record, Version
+from .stores.protocol import PAGE, Store
 
-__all__ = ["CookieJar", "FakeClock", "StoredCookie"]
+__all__ = ["CookieJar", "FakeClock", "FaultyStore", "StoredCookie"]
 
 LARGEST_PAIR: Final = 4096
 LARGEST_ATTRIBUTE: Final = 1024
@@ -206,3 +211,182 @@ def _matches(cookie: StoredCookie, host: str, path: str, *, secure: bool) -> boo
     if host != cookie.domain and (cookie.host_only or not _covers(cookie.domain, host)):
         return False
     return _lies_under(path, cookie.path)
+
+
+# -- a store that fails --------------------------------------------------------------------
+
+_GARBAGE: Final = b'{"cut off'
+
+
+@dataclass(slots=True)
+class _Fault:
+    """What happens at one call from now."""
+
+    left: int
+    verb: str | None
+    before: Callable[[], object] | None = None
+    after: Callable[[Any], Any] | None = None
+
+
+class FaultyStore:
+    """A store in front of another one that fails, loses answers, is slow, or answers garbage, when it is told to.
+
+    ``calls`` lists what was asked for, as pairs of the verb and its first argument, so that a test can count round
+    trips. Faults are counted from the moment at which they are asked for, the next call being number 1; with a
+    ``verb`` only calls of that verb count. ``close()`` fails only if it is named.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Stand in front of this store, and let every call through."""
+        self.inner = store
+        self.clock = store.clock
+        self.largest = store.largest
+        self.calls: list[tuple[str, object]] = []
+        self._faults: list[_Fault] = []
+        self._down: Callable[[], None] | None = None
+        self._lock = Lock()
+
+    # -- what goes wrong
+
+    def fail(self, n: int = 1, error: Exception | None = None, verb: str | None = None) -> None:
+        """Raise the error (StoreUnavailable, unless given) at the n-th call, which does not reach the store."""
+        self._plan(_Fault(n, verb, before=_raiser(error)))
+
+    def fail_after(self, n: int = 1, error: Exception | None = None, verb: str | None = None) -> None:
+        """Lose the answer of the n-th call: the store does what was asked, and then the error is raised."""
+        raised = _raiser(error)
+        self._plan(_Fault(n, verb, after=lambda _: raised()))
+
+    def delay(self, n: int, duration: Duration | Callable[[], object], verb: str | None = None) -> None:
+        """Wait so many seconds before the n-th call, or call a function, such as the ``wait`` of a barrier."""
+        if not callable(duration):
+            seconds = milliseconds(duration) / 1000
+            self._plan(_Fault(n, verb, before=lambda: Event().wait(seconds)))
+        else:
+            self._plan(_Fault(n, verb, before=duration))
+
+    def corrupt(self, n: int = 1, verb: str = "load") -> None:
+        """Let the records that the n-th call of the verb returns have fields that cannot be read."""
+        self._plan(_Fault(n, verb, after=_corrupted))
+
+    def down(self, error: Exception | None = None) -> None:
+        """Fail every call until ``up()``."""
+        self._down = _raiser(error)
+
+    def up(self) -> None:
+        """Let calls through again; single faults that were asked for stay."""
+        self._down = None
+
+    def _plan(self, fault: _Fault) -> None:
+        if fault.left < 1:
+            raise ValueError("The next call is number 1.")
+        if fault.verb is not None and not callable(getattr(Store, fault.verb, None)):
+            raise ValueError(f"A store has no verb {fault.verb!r}.")
+        with self._lock:
+            self._faults.append(fault)
+
+    def _due(self, verb: str) -> list[_Fault]:
+        """Count this call, and return the faults that are due at it."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.verb == verb or (fault.verb is None and verb != "close"):
+                    fault.left -= 1
+            due = [fault for fault in self._faults if not fault.left]
+            self._faults = [fault for fault in self._faults if fault.left]
+        return due
+
+    def _call(self, verb: str, *arguments: Any) -> Any:
+        self.calls.append((verb, arguments[0] if arguments else None))
+        due = self._due(verb)
+        if self._down is not None and verb != "close":
+            self._down()
+        for fault in due:
+            if fault.before is not None:
+                fault.before()
+        result = getattr(self.inner, verb)(*arguments)
+        for fault in due:
+            if fault.after is not None:
+                result = fault.after(result)
+        return result
+
+    # -- the verbs of a store
+
+    def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
+        """Load, unless a fault is due."""
+        record: Record | None = self._call("load", handle, keys)
+        return record
+
+    def load_many(self, handles: Sequence[str]) -> dict[str, Record]:
+        """Load these, unless a fault is due."""
+        records: dict[str, Record] = self._call("load_many", handles)
+        return records
+
+    def create(self, record: Record) -> None:
+        """Create, unless a fault is due."""
+        self._call("create", record)
+
+    def apply(self, handle: str, proof: bytes, changes: Changes) -> Version:
+        """Apply, unless a fault is due."""
+        version: Version = self._call("apply", handle, proof, changes)
+        return version
+
+    def revoke(self, handle: str) -> bool:
+        """Revoke, unless a fault is due."""
+        return bool(self._call("revoke", handle))
+
+    def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
+        """Find, unless a fault is due."""
+        page: Page = self._call("find", label, value, after, limit)
+        return page
+
+    def count(self, label: str, *values: str) -> int:
+        """Count, unless a fault is due."""
+        return int(self._call("count", label, *values))
+
+    def relabel(self, label: str, old: str, new: str) -> int:
+        """Relabel, unless a fault is due."""
+        return int(self._call("relabel", label, old, new))
+
+    def revoke_where(self, label: str, value: str) -> int:
+        """Revoke those with the label, unless a fault is due."""
+        return int(self._call("revoke_where", label, value))
+
+    def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
+        """Scan, unless a fault is due."""
+        page: Page = self._call("scan", after, limit)
+        return page
+
+    def sweep(self, limit: int = 1000) -> int:
+        """Sweep, unless a fault is due."""
+        return int(self._call("sweep", limit))
+
+    def sweep_idle(self, older_than: Duration, limit: int = 1000) -> int:
+        """Sweep the idle ones, unless a fault is due."""
+        return int(self._call("sweep_idle", older_than, limit))
+
+    def watch(self, on_change: Callable[[str | None], object]) -> Callable[[], None]:
+        """Watch, unless a fault is due; the feed itself does not fail."""
+        stop: Callable[[], None] = self._call("watch", on_change)
+        return stop
+
+    def close(self) -> None:
+        """Close the store behind."""
+        self._call("close")
+
+
+def _raiser(error: Exception | None) -> Callable[[], None]:
+    def raised() -> None:
+        raise error or StoreUnavailable("The store does not answer, because a test told it not to.")
+
+    return raised
+
+
+def _corrupted(result: Any) -> Any:
+    """Return what a verb returned with the fields of each record cut off."""
+    if isinstance(result, Record):
+        return result._replace(fields=_GARBAGE)
+    if isinstance(result, Page):
+        return result._replace(records=[_corrupted(record) for record in result.records])
+    if isinstance(result, dict):
+        return {handle: _corrupted(record) for handle, record in result.items()}
+    return result

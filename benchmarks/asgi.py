@@ -1,6 +1,7 @@
 """The same client for ASGI applications: their coroutine is driven by hand, without a server or an event loop."""
 
 from collections.abc import Awaitable, Callable, Coroutine
+from itertools import cycle
 from typing import Any
 
 Scope = dict[str, Any]
@@ -31,12 +32,13 @@ async def _send(message: Message) -> None:
     """Take a message of the response and keep nothing."""
 
 
-def request(app: App, path: str, cookie: str) -> Callable[[], None]:
-    """Return a call that runs one request to its end."""
-    scope = _scope(path, cookie)
+def request(app: App, path: str, *cookies: str) -> Callable[[], None]:
+    """Return a call that runs one request to its end; the requests carry the cookies in turn."""
+    scope = _scope(path, "")
+    next_headers = cycle([_scope(path, cookie)["headers"] for cookie in cookies]).__next__
 
     def call() -> None:
-        _run(app({**scope, "headers": [*scope["headers"]], "state": {}}, _receive, _send))
+        _run(app({**scope, "headers": [*next_headers()], "state": {}}, _receive, _send))
 
     return call
 

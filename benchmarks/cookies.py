@@ -7,22 +7,20 @@ the budgets of the design, other libraries, and a busy thread. Nothing fails for
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks import busy, harness, imports, ours, peers
+from benchmarks.machine import BASE64, chosen_base64, machine
 
 ROUNDS = 400
 QUICK = 20
 IMPORT_SHARE = 10
 SECTIONS = ("ours", "peers", "busy", "import")
-BASE64 = "SESSIONTREE_BASE64"
 SPEED = "pybase64"
 
 LEGEND = """\
@@ -39,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     rounds = max(3, options.rounds // QUICK if options.quick else options.rounds)
     sections = [options.only] if options.only else list(SECTIONS)
-    results: dict[str, Any] = {"machine": machine(harness.pin()), "rounds": rounds}
+    results: dict[str, Any] = {"machine": machine(harness.pin(), peers.BUILDERS), "rounds": rounds}
     print("\n".join(results["machine"].values()), f"{rounds} rounds", "", LEGEND, sep="\n")
     for section in sections:
         results[section] = _RUNNERS[section](rounds)
@@ -56,41 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def machine(pinned: str) -> dict[str, str]:
-    """Return what the figures depend on, besides us."""
-    build = f"{platform.python_implementation()} {platform.python_version()} ({platform.python_compiler()})"
-    libraries = [f"{name} {_version(name)}" for name in ("cryptography", "orjson", "pybase64")]
-    return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}; {pinned}",
-        "python": f"{build}; collector off while measuring; {', '.join(libraries)}",
-        "peers": ", ".join(f"{name} {_version(name)}" for name in peers.BUILDERS),
-        "base64": f"sessiontree uses {_base64()}",
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or "unknown processor"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _base64() -> str:
-    return os.environ.get(BASE64, "binascii")
-
-
 def _ours(rounds: int) -> dict[str, Any]:
     """Measure ours with the base64 that is chosen, and then, in a process of its own, with the faster one."""
-    chosen = _base64()
+    chosen = chosen_base64()
     found: dict[str, Any] = {chosen: ours.run(rounds, speed=chosen == SPEED)}
     print(ours.shown(f"Ours, base64 by {chosen}", found[chosen]))
     if chosen != SPEED and find_spec(SPEED) is None:

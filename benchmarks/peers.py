@@ -40,11 +40,11 @@ class Result:
 class Uses(dict[str, Use]):
     """What is done with the session at each path; at any other path it is left alone."""
 
-    def __init__(self) -> None:
-        """Make the paths of both sizes, and remember what ``show`` saw."""
+    def __init__(self, *, on_top: bool = False) -> None:
+        """Make the paths of both sizes, and remember what ``show`` saw; ``on_top`` as for ``data_of``."""
         super().__init__(show=lambda session: self.shown.append(dict(session.items())))
         self.shown: list[dict[str, Any]] = []
-        self.data = {size: data_of(size) for size in SIZES}
+        self.data = {size: data_of(size, on_top=on_top) for size in SIZES}
         for size, data in self.data.items():
             self[f"{size}-fill"] = lambda session, data=data: session.update(data)
             self[f"{size}-read"] = read_two
@@ -66,9 +66,8 @@ def working_cookie(name: str, pair: Pair, uses: Uses, size: str) -> str:
     """Return the cookie of a first request, once the data was found behind it and could be changed."""
     get = pair.client.cookies_set
     cookie = get(pair.app, f"/{size}-fill")
-    changed = get(pair.app, f"/{size}-write", cookie)
-    for each in (cookie, changed):
-        get(pair.app, "/show", each)
+    get(pair.app, "/show", cookie)
+    get(pair.app, "/show", get(pair.app, f"/{size}-write", cookie))
     wanted = uses.data[size]
     before, after = ({key: value for key, value in seen.items() if key in wanted} for seen in uses.shown[-2:])
     if before != wanted or after == wanted or after != {**wanted, COUNTER: after[COUNTER]}:

@@ -1,4 +1,4 @@
-"""The command line: ``sessiontree keygen`` prints a secret, ``sessiontree demo`` serves a demonstration."""
+"""The command line: ``keygen`` prints a secret, ``demo`` serves a demonstration, ``sweep`` tidies a store."""
 
 import argparse
 import secrets
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from ..clock import milliseconds
 from ..errors import SessionError
 
 __all__ = ["main"]
@@ -49,6 +50,16 @@ def _parser() -> argparse.ArgumentParser:
         help="browsers come over https, through a proxy in front: send Secure __Host- cookies",
     )
     demo.set_defaults(run=_demo)
+
+    text = "remove the expired records of a store"
+    sweep = commands.add_parser("sweep", help=text, description=text[0].upper() + text[1:] + ".")
+    sweep.add_argument("--store", required=True, metavar="URL", help="the store, such as sqlite:///sessions.db")
+    sweep.add_argument("--once", action="store_true", help="make one pass and exit, with code 1 if it failed")
+    sweep.add_argument(
+        "--interval", type=_seconds, default=60.0, metavar="S", help="seconds between two passes (default: 60)"
+    )
+    sweep.add_argument("--limit", type=_count, default=1000, metavar="N", help="records in a batch (default: 1000)")
+    sweep.set_defaults(run=_sweep)
     return parser
 
 
@@ -61,6 +72,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .serve import serve  # noqa: PLC0415 - keygen needs neither werkzeug nor waitress
 
     return serve(arguments.host, arguments.port, behind_tls=arguments.behind_tls)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from .sweep import sweep  # noqa: PLC0415 - as above
+
+    return sweep(arguments.store, once=arguments.once, interval=arguments.interval, limit=arguments.limit)
 
 
 def _version() -> str:
@@ -82,3 +99,20 @@ def _port(text: str) -> int:
     if not 0 <= port <= LARGEST_PORT:
         raise argparse.ArgumentTypeError(f"a port is a number from 0 to {LARGEST_PORT}, not {text!r}")
     return port
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = milliseconds(float(text)) / 1000
+    except ValueError:  # ConfigError is one.
+        seconds = 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"an interval is a number of seconds above 0, not {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text) if text.isascii() and text.isdigit() else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"a batch has 1 record or more, not {text!r}")
+    return count

@@ -7,6 +7,7 @@ from .csrf import Csrf
 from .enforcer import Enforcer
 from .events import Event
 from .handler import Handler
+from .info import SessionInfo
 from .metadata import Metadata
 from .session import Session
 
@@ -19,5 +20,6 @@ __all__ = [
     "Handler",
     "Metadata",
     "Session",
+    "SessionInfo",
     "chain",
 ]

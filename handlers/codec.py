@@ -12,7 +12,7 @@ opened: JSON ignores them, and cutting them off would copy every token once more
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -25,7 +25,18 @@ from ..keys import KeyRing, Keys, derived
 from ..serializer import JsonSerializer
 from .encoding import NONCE_BYTES, decode, encode, nonce
 
-__all__ = ["LARGEST_TOKEN", "CookieCodec", "SealedTokens", "SignedTokens", "TokenCodec", "token_codec"]
+__all__ = [
+    "LARGEST_TOKEN",
+    "CookieCodec",
+    "FieldSealer",
+    "Remembering",
+    "SealedTokens",
+    "SignedTokens",
+    "TokenCodec",
+    "token_codec",
+]
+
+T = TypeVar("T")
 
 VERSION: Final = "v1"
 LARGEST_TOKEN: Final = 4093
@@ -72,7 +83,7 @@ def token_codec(keys: KeyRing, purpose: str, path: str, *, sealed: bool, clock: 
     return SealedTokens(keys, purpose, path, clock) if sealed else SignedTokens(keys, purpose, path)
 
 
-class _Remembering:
+class Remembering(Generic[T]):
     """Opens tokens, and remembers the lately verified ones, so that a browser's next request costs no check.
 
     A token is found by its end, which no two share, and compared whole. There are two generations: when the
@@ -83,12 +94,13 @@ class _Remembering:
     __slots__ = ("_old", "_room", "_young")
 
     def __init__(self) -> None:
-        self._young: dict[str, tuple[str, bytes]] = {}
-        self._old: dict[str, tuple[str, bytes]] = {}
+        """Remember nothing yet."""
+        self._young: dict[str, tuple[str, T]] = {}
+        self._old: dict[str, tuple[str, T]] = {}
         self._room = MEMO_CHARACTERS
 
-    def open(self, token: str) -> bytes:
-        """Return the content, maybe with blanks behind it; raise BadCookie for any text that is no such token."""
+    def open(self, token: str) -> T:
+        """Return what the token says; raise BadCookie for any text that is no such token."""
         known = self._young.get(token[-MEMO_KEY:])
         if known is not None and known[0] == token:
             return known[1]
@@ -101,17 +113,17 @@ class _Remembering:
         self._remember(token, known)
         return known[1]
 
-    def _remember(self, token: str, known: tuple[str, bytes]) -> None:
+    def _remember(self, token: str, known: tuple[str, T]) -> None:
         self._room -= len(token)
         if self._room < 0:
             self._old, self._young, self._room = self._young, {}, MEMO_CHARACTERS - len(token)
         self._young[token[-MEMO_KEY:]] = known
 
-    def _verified(self, token: str) -> bytes:
+    def _verified(self, token: str) -> T:
         raise NotImplementedError
 
 
-class SignedTokens(_Remembering):
+class SignedTokens(Remembering[bytes]):
     """Tokens that anyone can read and only a holder of the key can make."""
 
     __slots__ = ("_mac", "_macs", "_prefix_size", "current")
@@ -151,33 +163,71 @@ class SignedTokens(_Remembering):
         return content
 
 
-class SealedTokens(_Remembering):
-    """Tokens that only a holder of the key can make or read.
+class _Epochs:
+    """The AES-GCM keys of a purpose: one for every hour and key of the ring.
 
-    A random 96-bit nonce is safe for about 2^32 tokens under one key (NIST SP 800-38D), so every
-    hour has a key of its own, derived from the epoch that the token names.
+    A random 96-bit nonce is safe for about 2^32 messages under one key (NIST SP 800-38D), so every
+    hour has a key of its own, derived from the epoch that the message names.
     """
 
-    __slots__ = ("_ciphers", "_clock", "_latest", "_masters", "_prefix_size", "current")
+    __slots__ = ("_ciphers", "_clock", "_latest", "_masters", "current")
+
+    def __init__(self, subkeys: tuple[tuple[str, bytes], ...], clock: Clock) -> None:
+        self._masters = dict(subkeys)
+        self._ciphers: dict[str, dict[bytes, AESGCM]] = {name: {} for name in self._masters}
+        self.current = subkeys[0][0]
+        self._clock = clock
+        self._latest: tuple[int, bytes, AESGCM] | None = None
+
+    def latest(self) -> tuple[int, bytes, AESGCM]:
+        """Return this hour's number, its bytes and its key."""
+        number = self._clock.now() // EPOCH_MS
+        latest = self._latest
+        return latest if latest is not None and latest[0] == number else self._next(number)
+
+    def known(self, name: str, epoch: bytes) -> AESGCM | None:
+        """Return a key that has opened something before; KeyError for a key that the ring lacks."""
+        return self._ciphers[name].get(epoch)
+
+    def derive(self, name: str, epoch: bytes) -> AESGCM:
+        """Return the key of an epoch that may be; raise ValueError for one to come."""
+        if int.from_bytes(epoch, "big") > self._clock.now() // EPOCH_MS + 1:
+            raise ValueError("The epoch lies in the future.")
+        return self._cipher(name, epoch)
+
+    def keep(self, name: str, epoch: bytes, cipher: AESGCM) -> None:
+        """Keep a key that fitted; one that did not is not kept, so that forged epochs push nothing out."""
+        if len(self._ciphers[name]) >= KEPT_EPOCHS:
+            self._ciphers[name].clear()
+        self._ciphers[name][epoch] = cipher
+
+    def _next(self, number: int) -> tuple[int, bytes, AESGCM]:
+        epoch = max(number, 0).to_bytes(EPOCH_BYTES, "big")  # A clock from before 1970 has a key all the same.
+        cipher = self._cipher(self.current, epoch)
+        self.keep(self.current, epoch, cipher)
+        self._latest = (number, epoch, cipher)
+        return self._latest
+
+    def _cipher(self, name: str, epoch: bytes) -> AESGCM:
+        return AESGCM(derived(self._masters[name], "epoch", epoch.hex()))
+
+
+class SealedTokens(Remembering[bytes]):
+    """Tokens that only a holder of the key can make or read."""
+
+    __slots__ = ("_epochs", "_prefix_size", "current")
 
     def __init__(self, keys: KeyRing, purpose: str, path: str, clock: Clock) -> None:
         """Bind to a ring, a purpose, a handler path, and the clock that tells the epoch."""
         super().__init__()
         subkeys = keys.subkeys(f"{purpose}/sealed", path, form=VERSION)
-        self._masters = {_prefix(name): key for name, key in subkeys}
-        self._ciphers: dict[str, dict[bytes, AESGCM]] = {prefix: {} for prefix in self._masters}
-        self.current = _prefix(subkeys[0][0])
+        self._epochs = _Epochs(tuple((_prefix(name), key) for name, key in subkeys), clock)
+        self.current = self._epochs.current
         self._prefix_size = len(self.current)
-        self._clock = clock
-        self._latest: tuple[int, bytes, AESGCM] | None = None
 
     def seal(self, content: bytes) -> str:
         """Return the token that holds the content."""
-        number = self._clock.now() // EPOCH_MS
-        latest = self._latest
-        if latest is None or latest[0] != number:
-            latest = self._next_epoch(number)
-        _, epoch, cipher = latest
+        _, epoch, cipher = self._epochs.latest()
         first = nonce()
         if len(content) <= LONGEST_SINGLE:
             content += PADDINGS[-(len(content) + HEADER_BYTES + TAG_BYTES) % 3]
@@ -191,35 +241,51 @@ class SealedTokens(_Remembering):
         prefix = token[: self._prefix_size]
         try:
             raw = decode(token[self._prefix_size :])
-            cipher = self._ciphers[prefix].get(raw[:EPOCH_BYTES])
+            cipher = self._epochs.known(prefix, raw[:EPOCH_BYTES])
             return self._open_of_new_epoch(prefix, raw) if cipher is None else _opened(cipher, raw)
         except (KeyError, ValueError, InvalidTag):
             raise _refusal() from None
 
-    def _next_epoch(self, number: int) -> tuple[int, bytes, AESGCM]:
-        epoch = max(number, 0).to_bytes(EPOCH_BYTES, "big")  # A clock from before 1970 has a key all the same.
-        cipher = self._cipher(self.current, epoch)
-        self._keep(self.current, epoch, cipher)
-        self._latest = (number, epoch, cipher)
-        return self._latest
-
     def _open_of_new_epoch(self, prefix: str, raw: bytes) -> bytes:
-        """Open under a key that is kept only if it fits, so that forged epochs push nothing out."""
         epoch = raw[:EPOCH_BYTES]
-        if int.from_bytes(epoch, "big") > self._clock.now() // EPOCH_MS + 1:
-            raise ValueError("The epoch lies in the future.")
-        cipher = self._cipher(prefix, epoch)
+        cipher = self._epochs.derive(prefix, epoch)
         content = _opened(cipher, raw)
-        self._keep(prefix, epoch, cipher)
+        self._epochs.keep(prefix, epoch, cipher)
         return content
 
-    def _cipher(self, prefix: str, epoch: bytes) -> AESGCM:
-        return AESGCM(derived(self._masters[prefix], "epoch", epoch.hex()))
 
-    def _keep(self, prefix: str, epoch: bytes, cipher: AESGCM) -> None:
-        if len(self._ciphers[prefix]) >= KEPT_EPOCHS:
-            self._ciphers[prefix].clear()
-        self._ciphers[prefix][epoch] = cipher
+class FieldSealer:
+    """Seals the contents of a store's fields, each bound to its session and key, so that none fits elsewhere.
+
+    A sealed field is the key's id, an epoch, a nonce, and AES-256-GCM. Whoever can write to the store can still put
+    an older content of the same field back.
+    """
+
+    __slots__ = ("_epochs",)
+
+    def __init__(self, keys: KeyRing, path: str, clock: Clock) -> None:
+        """Bind to a ring, a handler path, and the clock that tells the epoch."""
+        self._epochs = _Epochs(keys.subkeys("field/sealed", path, form=VERSION), clock)
+
+    def seal(self, content: bytes, *place: str) -> bytes:
+        """Return the content sealed for this place: the session's handle and the key."""
+        _, epoch, cipher = self._epochs.latest()
+        once = nonce()
+        return b"".join((self._epochs.current.encode(), epoch, once, cipher.encrypt(once, content, _bound(place))))
+
+    def open(self, sealed: bytes, *place: str) -> bytes:
+        """Return the content; raise ValueError if it was not sealed for this place with a key of the ring."""
+        size = len(self._epochs.current)
+        name, epoch = sealed[:size].decode("ascii", "replace"), sealed[size : size + EPOCH_BYTES]
+        start = size + HEADER_BYTES
+        once = sealed[size + EPOCH_BYTES : start]
+        try:
+            cipher = self._epochs.known(name, epoch) or self._epochs.derive(name, epoch)
+            content = cipher.decrypt(once, sealed[start:], _bound(place))
+        except (KeyError, ValueError, InvalidTag):
+            raise ValueError("A sealed field does not open: it was altered, moved, or its key is gone.") from None
+        self._epochs.keep(name, epoch, cipher)
+        return content
 
 
 class CookieCodec:
@@ -281,6 +347,12 @@ def _opened(cipher: AESGCM, raw: bytes) -> bytes:
         return cipher.decrypt(first, raw[HEADER_BYTES:], ONLY)
     middle = HEADER_BYTES + PIECE
     return cipher.decrypt(first, raw[HEADER_BYTES:middle], FIRST) + cipher.decrypt(_next(first), raw[middle:], SECOND)
+
+
+def _bound(place: tuple[str, ...]) -> bytes:
+    """Return a place as associated data, each part with its length in front."""
+    parts = [part.encode() for part in place]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def _next(first: bytes) -> bytes:

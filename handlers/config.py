@@ -15,7 +15,12 @@ from .ids import IdGenerator, new_id
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["DEFAULT_ABSOLUTE", "Config"]
+    from ..stores.protocol import Store
+
+__all__ = ["DEFAULT_ABSOLUTE", "OUTAGES", "Config"]
+
+OUTAGES: Final = ("raise", "anonymous")
+"""What a handler can do while its store does not answer."""
 
 DEFAULT_ABSOLUTE: Final = 30 * 86_400_000
 """The default absolute timeout in milliseconds: 30 days (NIST SP 800-63B-4, AAL1)."""
@@ -38,6 +43,11 @@ class Config:
     encrypted: bool = False
     serializer: Serializer = JsonSerializer()
     eager: bool = False
+    store: "Store | None" = None
+    revocations: "Store | None" = None
+    server_only: bool = False
+    fixed_id: str | None = None
+    outage: str = "raise"
     clock: Clock = SystemClock()
     logger: "logging.Logger | None" = None
     events: Listener | None = None
@@ -49,8 +59,33 @@ class Config:
                 f"The handler name {self.name!r} must start with a letter and have at most 63 letters, digits, "
                 "'_', '.' or '-'."
             )
+        self._check_lives()
+        self._check_store()
+
+    def _check_lives(self) -> None:
         if self.idle and self.absolute and self.idle > self.absolute:
             raise ConfigError(
                 f"The idle timeout of {self.name!r} ({self.idle / 1000:g} s) is longer than its absolute timeout "
                 f"({self.absolute / 1000:g} s): shorten the first, or lengthen the second with with_absolute_timeout()."
             )
+
+    def _check_store(self) -> None:
+        if self.server_only and self.store is None:
+            raise ConfigError(f"{self.name!r} is server-only, so it needs a store: add with_store().")
+        if self.fixed_id is not None and not self.server_only:
+            raise ConfigError(f"{self.name!r} has a fixed id, which clients must not choose: add server_only().")
+        if self.eager and self.server_only and self.fixed_id is None:
+            raise ConfigError(
+                f"{self.name!r} has no session for each request: leave with_eager() out, or add fixed_id()."
+            )
+        if self.revocations is not None and self.store is None and not self.absolute:
+            raise ConfigError(
+                f"{self.name!r} would have to list its revocations for ever: give it an absolute timeout with "
+                "with_absolute_timeout()."
+            )
+        for store in (self.store, self.revocations):
+            if store is not None and store.clock != self.clock:
+                raise ConfigError(
+                    f"{self.name!r} and its store tell the time by different clocks: pass one clock to both, "
+                    "with_clock(clock) and Store(..., clock=clock)."
+                )

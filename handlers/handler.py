@@ -2,24 +2,32 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
 from ..keys import KeyRing, Keys
 from ..serializer import CustomFields, JsonSerializer
-from .codec import TokenCodec, token_codec
+from .carried import CarriedSession
+from .claim import ClaimTokens
+from .codec import FieldSealer, token_codec
 from .config import DEFAULT_ABSOLUTE, Config
+from .contents import Contents, OpaqueContents, PlainContents
 from .environ import REGISTRY, Environ, environ_of
+from .info import SUBJECT, SessionInfo, live_pages, with_live_ancestors
 from .options import HandlerOption, Option
 from .registry import Registry
-from .transport import CookieTransport, HeaderTransport, Transport
+from .revocable import RevocableSession, marks_of
+from .server_only import ServerOnlySession, generated, loaded
+from .session import Session
+from .stored import StoredSession
+from .transport import CookieTransport, HeaderTransport, NoTransport, Transport
 from .wsgi import link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from wsgiref.types import WSGIApplication
 
-    from .session import Session
+    from ..stores.protocol import Store
 
 __all__ = ["Handler"]
 
@@ -41,10 +49,14 @@ class Handler:
     transport: Transport = field(compare=False)
     vary: str = field(compare=False)
     find: "Callable[[str], list[str]]" = field(compare=False)
-    tokens: TokenCodec = field(compare=False)
+    tokens: Any = field(compare=False)
     fields: JsonSerializer | CustomFields = field(compare=False)
     now: "Callable[[], int]" = field(compare=False)
     idles: bool = field(compare=False)
+    kind: "type[Session]" = field(compare=False)
+    backing: "Store | None" = field(compare=False)
+    contents: Contents = field(compare=False)
+    places: "Callable[[Any], Iterable[str]] | None" = field(compare=False)
 
     def __init__(self, name: str, keys: Keys, *options: HandlerOption) -> None:
         """Describe the sessions of this name, signed with these keys."""
@@ -58,7 +70,7 @@ class Handler:
     def spawn(self, name: str, *options: HandlerOption) -> "Handler":
         """Return a child handler, whose sessions live only while their parent's session lives.
 
-        It inherits everything but the name, the cookie's name, the three lives and eagerness.
+        It inherits everything but the name, the cookie's name, the three lives, eagerness, and being server-only.
         """
         config = replace(
             self.config,
@@ -68,6 +80,8 @@ class Handler:
             idle=0,
             absolute=DEFAULT_ABSOLUTE,
             eager=False,
+            server_only=False,
+            fixed_id=None,
         )
         return _configured(config, self, options)
 
@@ -100,7 +114,8 @@ class Handler:
     def load(self, request: object) -> "Session":
         """Return the live session of the request.
 
-        Raises NoCookie, BadCookie, Expired or ParentInvalid if there is none.
+        Raises NoCookie, BadCookie, BadSession, Expired or ParentInvalid if there is none, and StoreUnavailable if
+        nobody can say.
         """
         session = self.session(request)
         session.require()
@@ -112,13 +127,72 @@ class Handler:
         session.regenerate()
         return session
 
-    def sessions(self, subject: str) -> NoReturn:
-        """Raise ConfigError: only a store can list the sessions of a subject."""
-        raise _needs_store(self, f"sessions({subject!r})")
+    def load_by_id(self, session_id: str, parent: "Session | str | None" = None) -> "Session":
+        """Return the live server-only session of an id, inside or outside a request; ``commit()`` it by hand.
 
-    def revoke_all(self, subject: str, keep: object = None) -> NoReturn:  # noqa: ARG002 - the contract's parameter
-        """Raise ConfigError: only a store can end the sessions of a subject."""
-        raise _needs_store(self, f"revoke_all({subject!r})")
+        ``parent``, a Session or its handle, is required iff the handler has a parent. Raises NoSession if there is
+        none, ParentInvalid without a live parent, and NoID for what cannot be an id.
+        """
+        self._check_server_only("load_by_id")
+        return loaded(self, session_id, parent)
+
+    def generate_by_id(self, session_id: str, parent: "Session | str | None" = None) -> "Session":
+        """Return the live server-only session of an id; create it at once, atomically, unless it exists."""
+        self._check_server_only("generate_by_id")
+        return generated(self, session_id, parent)
+
+    def sessions(self, subject: str) -> list[SessionInfo]:
+        """Return the live sessions of this handler that are bound to a subject, newest first; never an id."""
+        store = self._store(f"sessions({subject!r})")
+        found = [record for page in live_pages(store, SUBJECT, subject) for record in page if record.path == self.path]
+        return [SessionInfo.of(record) for record in reversed(with_live_ancestors(self, found))]
+
+    def revoke_all(self, subject: str, keep: "Session | str | None" = None) -> int:
+        """Log a subject out everywhere, but for the session to keep; return how many sessions were ended.
+
+        It goes on until none that was bound at or before its start is left.
+        """
+        store, start = self._store(f"revoke_all({subject!r})"), self.now()
+        kept = keep.handle if isinstance(keep, Session) else keep
+        ended = 0
+        while True:
+            doomed = [
+                record.handle
+                for page in live_pages(store, SUBJECT, subject)
+                for record in page
+                if record.path == self.path and record.handle != kept and record.authenticated <= start
+            ]
+            ended += sum(store.revoke(handle) for handle in doomed)
+            if not doomed:
+                return ended
+
+    def revoke(self, handle: str, subject: str | None = None) -> bool:
+        """End a session by its public name; return whether it was live.
+
+        A session of another handler, or not bound to ``subject`` where one is given, is not found: False.
+        """
+        store = self._store("revoke()")
+        record = store.load(handle, ()) if type(handle) is str else None
+        if record is None or record.path != self.path or subject not in {None, record.label.get(SUBJECT)}:
+            return False
+        was_live = bool(with_live_ancestors(self, [record]))
+        return store.revoke(handle) and was_live
+
+    def sweep(self) -> int:
+        """Remove what expired an hour ago or more from the store; return how many records that were."""
+        store, removed = self._store("sweep()"), 0
+        while batch := store.sweep():
+            removed += batch
+        return removed
+
+    def _store(self, call: str) -> "Store":
+        if self.config.store is None:
+            raise ConfigError(f"{call} needs a store: {self.path!r} keeps its sessions in the browser, one by one.")
+        return self.config.store
+
+    def _check_server_only(self, call: str) -> None:
+        if not self.config.server_only:
+            raise UsageError(f"{call}() is for server-only sessions, and clients hold those of {self.path!r}.")
 
     def __repr__(self) -> str:
         """Show the path; secrets stay in the ring."""
@@ -157,8 +231,8 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
             f"{config.name!r} is already an ancestor: a session cannot spawn itself; choose another name."
         )
     path = "/".join([*(ancestor.name for ancestor in reversed(ancestors)), config.name])
-    plain = type(config.serializer) is JsonSerializer
-    carrier = _transport(config)
+    fields = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
+    carrier = _transport(config, path)
     settled: dict[str, Any] = {
         "config": config,
         "parent": parent,
@@ -167,19 +241,54 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         "transport": carrier,
         "vary": carrier.vary,
         "find": carrier.tokens,
-        "tokens": token_codec(config.keys, "session", path, sealed=config.encrypted, clock=config.clock),
-        "fields": config.serializer if plain else CustomFields(config.serializer),
+        "tokens": _tokens(config, path),
+        "fields": fields,
         "now": config.clock.now,
         "idles": config.idle > 0,
+        "kind": _kind(config),
+        "backing": config.store if config.store is not None else config.revocations,
+        "contents": _contents(config, path, fields),
+        "places": _places(config),
     }
     for name, value in settled.items():
         object.__setattr__(handler, name, value)
 
 
-def _transport(config: Config) -> Transport:
+def _transport(config: Config, path: str) -> Transport:
+    if config.server_only:
+        return NoTransport(path)
     if config.header is not None:
         return HeaderTransport(config.header)
     return CookieTransport(config.policy, config.policy.name_for(config.name))
+
+
+def _kind(config: Config) -> "type[Session]":
+    """Return the class that decides where a session of this handler is kept."""
+    if config.server_only:
+        return ServerOnlySession
+    if config.store is not None:
+        return StoredSession
+    return CarriedSession if config.revocations is None else RevocableSession
+
+
+def _tokens(config: Config, path: str) -> Any:
+    if config.store is not None:
+        return ClaimTokens(config.keys, path)
+    return token_codec(config.keys, "session", path, sealed=config.encrypted, clock=config.clock)
+
+
+def _contents(config: Config, path: str, fields: Any) -> Contents:
+    """Return what reads and writes the fields in a store."""
+    if type(fields) is JsonSerializer and not config.encrypted:
+        return PlainContents(fields)
+    return OpaqueContents(fields, FieldSealer(config.keys, path, config.clock) if config.encrypted else None)
+
+
+def _places(config: Config) -> "Callable[[Any], Iterable[str]] | None":
+    """Return what names the records that a verified token of this handler asks for."""
+    if config.server_only:
+        return None
+    return marks_of if config.store is None else lambda claim: (claim.handle,)
 
 
 def _line(handler: Handler | None) -> Iterator[Handler]:
@@ -187,7 +296,3 @@ def _line(handler: Handler | None) -> Iterator[Handler]:
     while handler is not None:
         yield handler
         handler = handler.parent
-
-
-def _needs_store(handler: Handler, call: str) -> ConfigError:
-    return ConfigError(f"{call} needs a store: {handler.path!r} keeps its sessions in the browser, one by one.")

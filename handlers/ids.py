@@ -5,15 +5,30 @@ An id is 32 bytes of the operating system's randomness, a handle 20, both unpool
 """
 
 import base64
+import binascii
 import secrets
 import uuid
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Final, TypeAlias
 
 from ..clock import SystemClock
-from ..errors import NoID
+from ..errors import NoID, NoSession
 
-__all__ = ["IdGenerator", "generated_id", "handle_text", "new_handle", "new_id", "uuid4", "uuid7"]
+__all__ = [
+    "IdGenerator",
+    "checked_id",
+    "generated_id",
+    "handle_bytes",
+    "handle_text",
+    "named_handle",
+    "new_birth",
+    "new_handle",
+    "new_id",
+    "proof_of",
+    "uuid4",
+    "uuid7",
+]
 
 IdGenerator: TypeAlias = Callable[[], str]
 """A source of session ids: no argument, a new non-empty str of at most 255 UTF-8 bytes at each call."""
@@ -52,6 +67,36 @@ def handle_text(handle: bytes) -> str:
     return base64.b32encode(handle).decode().lower()
 
 
+def handle_bytes(text: str) -> bytes:
+    """Return the 20 bytes of a handle as it is shown; raise NoSession if no handle looks like that."""
+    try:
+        raw = base64.b32decode(text.upper())
+    except (ValueError, AttributeError, binascii.Error):
+        raw = b""
+    if len(raw) != HANDLE_BYTES or handle_text(raw) != text:
+        raise NoSession("A handle has 32 characters of lower-case base32: take it from session.handle.")
+    return raw
+
+
+def named_handle(*parts: bytes) -> bytes:
+    """Return the handle of what has no random one: a hash of its parts, each with its length in front."""
+    joined = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return sha256(joined).digest()[:HANDLE_BYTES]
+
+
+def proof_of(handle: bytes, session_id: bytes) -> bytes:
+    """Return what a store holds in place of an id: a hash, from which no id can be had.
+
+    A plain one will do for 32 random bytes (ASVS 6.5.2); the handle in it makes each session's another function.
+    """
+    return sha256(handle + session_id).digest()
+
+
+def new_birth() -> bytes:
+    """Return the 32 random bytes that tell one life of a server-only session from the next."""
+    return secrets.token_bytes(ID_BYTES)
+
+
 def generated_id(generator: IdGenerator) -> str:
     """Return a new id from the generator; raise NoID for one that cannot be an id."""
     return checked_id(generator())
@@ -60,11 +105,11 @@ def generated_id(generator: IdGenerator) -> str:
 def checked_id(value: object) -> str:
     """Return the id if it can be one; raise NoID if it is empty, too long, not text or not a str."""
     if type(value) is not str or not value:
-        raise NoID("A session id must be a non-empty str: mend the id generator.")
+        raise NoID("A session id must be a non-empty str: pass text, or mend the id generator.")
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise NoID("A session id must be valid Unicode text: mend the id generator.") from None
+        raise NoID("A session id must be valid Unicode text: mend what made it.") from None
     if size > LONGEST_ID:
-        raise NoID(f"A session id has at most {LONGEST_ID} UTF-8 bytes, not {size}: mend the id generator.")
+        raise NoID(f"A session id has at most {LONGEST_ID} UTF-8 bytes, not {size}: shorten it.")
     return value

@@ -1,12 +1,5 @@
 """The life of one session in one request: how it is found, judged, begun and ended.
 
-    UNSEEN    nobody has looked yet, nothing was read
-    ABSENT    the request has no live session here; the first write begins one
-    EXPIRED   likewise, and the client's token verified, so that it may be deleted
-    LIVE      it came with the request, or was begun in it
-    ORPHANED  its parent ended in this request
-    REVOKED   it was ended in this request
-
 A session is judged after its parent, and again whenever the parent has changed since.
 """
 
@@ -20,9 +13,28 @@ from ..errors import (
     Expired,
     HeadersSent,
     NoCookie,
+    NoSession,
     ParentInvalid,
     RejectedError,
     SessionGone,
+    StoreUnavailable,
+)
+from .context import (
+    ABSENT,
+    AWAY,
+    BEGUN,
+    DATA,
+    ENDED,
+    EXPIRED,
+    IDENTITY,
+    KEY,
+    LIVE,
+    LOST,
+    ORPHANED,
+    REVOKED,
+    UNSEEN,
+    UNSURE,
+    Context,
 )
 from .events import emit
 from .ids import generated_id, handle_text, new_handle
@@ -31,44 +43,15 @@ from .token import BRACE, HANDLE, ID_SIZE_AT, ID_START, SEPARATE, Extras, Identi
 if TYPE_CHECKING:
     from .handler import Handler
 
-__all__ = ["Context", "Life"]
+__all__ = ["Life", "away", "outdated"]
 
-UNSEEN: Final = 0
-ABSENT: Final = 1
-EXPIRED: Final = 2
-LIVE: Final = 3
-ORPHANED: Final = 4
-REVOKED: Final = 5
+LONGEST_TOUCH_INTERVAL_MS: Final = 60_000
 
-# What the client's token lacks, as bits.
-DATA: Final = 1
-IDENTITY: Final = 2
-RENEWED: Final = 4
-BEGUN: Final = 8
-KEY: Final = 16
-ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
+OVERLAP_MS: Final = 10_000
+"""How long after a renewal a request that began with the old id may still come in, in milliseconds."""
 
 SKEW_MS: Final = 60_000
 """How far ahead of ours another machine's clock may be, in milliseconds."""
-
-
-class Context:
-    """What the sessions of one request share. It knows no session, no environ and no start_response."""
-
-    __slots__ = ("address", "agent", "changed", "done", "ended", "turn", "vary")
-
-    agent: str
-    address: str
-
-    def enter(self, agent: str, address: str, done: bool) -> None:  # noqa: FBT001 - positional, for speed
-        """Hold the user agent, the ip address, and whether the response headers are out."""
-        self.agent = agent
-        self.address = address
-        self.done = done
-        self.changed = False  # Whether any session may have something to tell the client.
-        self.turn = 0  # Counts the lives that began or ended in this request, so that children notice.
-        self.ended = False  # Whether any session that came with the request is dead by now.
-        self.vary = ""  # The request headers that the response depends on, because a session was looked at.
 
 
 class Life:
@@ -123,6 +106,8 @@ class Life:
     @property
     def has_ended(self) -> bool:
         """Whether the session that came with the request is dead by now, so that nothing under it can live."""
+        if self.state in UNSURE:
+            return False
         if self._origin is None:
             return self.state == EXPIRED
         return self.state != LIVE or bool(self._changes & BEGUN)
@@ -138,6 +123,8 @@ class Life:
             return
         if self.state == LIVE:
             raise Expired("The session has expired: begin a new one.")
+        if self.state == AWAY:
+            raise away()
         if self.state in {ABSENT, EXPIRED}:
             raise _again(self._refusal)
         if self.state == ORPHANED:
@@ -161,7 +148,7 @@ class Life:
             self._load()
         elif parent is not None and self.state == LIVE:
             mine = self._who().parent
-            if parent.state != LIVE or parent._handle() != mine:
+            if parent.state != LIVE or parent._lineage() != mine:
                 self._end(ORPHANED, "its parent ended")
         self._turn = self._context.turn
 
@@ -199,6 +186,13 @@ class Life:
             return self._origin[HANDLE]
         return self._who().handle
 
+    def _be_there(self) -> None:
+        """Begin for good, where another request could begin the same session at the same time."""
+
+    def _lineage(self) -> bytes:
+        """Return what children know a live session by: its handle, unless that one can come again in another life."""
+        return self._handle()
+
     # -- loading ---------------------------------------------------------------------------
 
     def _load(self) -> None:
@@ -222,6 +216,8 @@ class Life:
                 self._change(KEY)
         except RejectedError as refusal:
             self._refuse(refusal)
+        except StoreUnavailable as outage:
+            self._meet(outage)
 
     def _note_the_look(self, context: Context, vary: str) -> None:
         """Let the response vary on what this session travels in too, if its headers are not out."""
@@ -295,11 +291,14 @@ class Life:
         raise Expired("The session has expired: begin a new one.")
 
     def _check_parent(self, parent: "Life", content: bytes, now: int) -> None:
-        """Raise ParentInvalid unless the parent's session is live and is the one this token was made under.
+        """Raise ParentInvalid unless the parent's session is live and is the one this token was made under."""
+        self._check_lineage(parent, parent_handle(content), now)
 
-        The parent was looked at just before.
-        """
-        if parent.state != LIVE or now >= parent._ends or parent._handle() != parent_handle(content):
+    def _check_lineage(self, parent: "Life", handle: bytes, now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live and has this handle. It was looked at just before."""
+        if parent.state == AWAY:
+            raise away()
+        if parent.state != LIVE or now >= parent._ends or parent._lineage() != handle:
             if parent.has_ended:
                 self.state = EXPIRED
                 self._context.changed = True
@@ -312,8 +311,16 @@ class Life:
         self._refusal = _again(refusal)
         self._data = {}
         self._extras = None
-        if not isinstance(refusal, NoCookie):
+        if not isinstance(refusal, NoCookie | NoSession):
             emit(self.handler, "refused", reason=type(refusal).__name__)
+
+    def _meet(self, outage: StoreUnavailable) -> None:
+        """Answer an outage as the handler was told to: raise, or be empty and read-only for this request."""
+        emit(self.handler, "outage", reason=type(outage).__name__)
+        if self.handler.config.outage == "raise":
+            raise outage
+        self.state = AWAY
+        self._data = {}
 
     # -- beginning -------------------------------------------------------------------------
 
@@ -333,6 +340,8 @@ class Life:
         """Begin a new session in place of the one there may be."""
         self._look()
         self._still_open()
+        if self.state == AWAY:
+            raise away()
         if self.state == LIVE:
             emit(self.handler, "revoked", handle_text(self._handle()), "replaced")
         self._begin()
@@ -355,7 +364,9 @@ class Life:
 
     def _not_gone(self) -> None:
         """Raise SessionGone if the session was ended in this request and no new one can take its place."""
-        if self.state == REVOKED or (self.state == ORPHANED and not self._parent_is_live()):
+        if self.state == AWAY:
+            raise away()
+        if self.state in {REVOKED, LOST} or (self.state == ORPHANED and not self._parent_is_live()):
             raise SessionGone(
                 f"The session {self.handler.path!r} was revoked in this request: begin a new one with generate()."
             )
@@ -371,21 +382,41 @@ class Life:
         under = b""
         if parent is not None:
             if not parent.is_live():
+                if parent.state == AWAY:
+                    raise away()
                 raise ParentInvalid(
                     f"{self.handler.path!r} cannot begin without its parent session: write to the parent first, "
                     "or call its handler's generate()."
                 )
-            under = parent._handle()
+            parent._be_there()
+            under = parent._lineage()
             absolute = min(absolute, parent._who().absolute)
         own = now + config.max_age if config.max_age else FOREVER
         idle = now + config.idle if config.idle else FOREVER
-        session_id = generated_id(config.id_generator)
+        handle, session_id = self._new_names(under)
         ended = self._changes & ENDED or self.state == EXPIRED or (self.state == REVOKED and self._origin is not None)
         self._become(LIVE)
-        self._identity = Identity(now, absolute, own, idle, new_handle(), under, session_id)
+        self._identity = Identity(now, absolute, own, idle, handle, under, session_id)
         self._ends = self._identity.ends
         self._change(BEGUN | IDENTITY | DATA | (ENDED if ended else 0))
         emit(self.handler, "created", handle_text(self._identity.handle))
+
+    def _new_names(self, under: bytes) -> tuple[bytes, str]:  # noqa: ARG002 - where the handle is given, it depends on it
+        """Return the handle and the id of a session that begins under this parent's handle."""
+        return new_handle(), generated_id(self.handler.config.id_generator)
+
+    # -- counting as activity --------------------------------------------------------------
+
+    def _touch_if_due(self) -> None:
+        """Count this request as activity, if the last one that counted is long enough ago."""
+        idle, now = self.handler.config.idle, self.handler.now()
+        interval = min(LONGEST_TOUCH_INTERVAL_MS, idle // 10)
+        ends = self._who().idle
+        # Due after the interval; at once if the timeout is new or was shortened by more than clocks may differ; never
+        # for what is over.
+        due = ends - idle + interval <= now or ends > now + idle + interval
+        if due and now < self._ends_at():
+            self._move(idle=now + idle)
 
     # -- ending ----------------------------------------------------------------------------
 
@@ -405,6 +436,35 @@ class Life:
         self._ready = state == LIVE and self._parent is None
         if self._origin is not None or self._changes:
             self._context.ended = self._context.changed = True
+
+    def _is_to_be_forgotten(self, *, failed: bool) -> bool:
+        """Tell whether the client holds a token that verified and whose session is dead for good."""
+        if self._is_unsure():
+            return False
+        if self._changes & ENDED:
+            return True
+        if self._origin is None and self.state != EXPIRED:
+            return False
+        if failed and self._parent is not None and self.state != REVOKED:
+            # After a 5xx a parent that was only replaced is not: then its children are not dead either.
+            return self._parent._is_to_be_forgotten(failed=True)
+        return self.state != LIVE
+
+    def _is_unsure(self) -> bool:
+        """Tell whether this session, or one that it depends on, may well live on for another request."""
+        return self.state in UNSURE or (
+            self.state == ORPHANED and self._parent is not None and self._parent._is_unsure()
+        )
+
+
+def outdated() -> SessionGone:
+    """Return what a session raises whose client came with an id that was renewed away."""
+    return SessionGone("This request carries an id that was renewed: with its grace it may read, and never write.")
+
+
+def away() -> StoreUnavailable:
+    """Return what a session raises whose store does not answer."""
+    return StoreUnavailable("The store of this session does not answer, so it can be neither read nor written now.")
 
 
 def _again(refusal: RejectedError) -> RejectedError:

@@ -8,25 +8,29 @@ takes a handler and returns one; what stands before it is checked before it is c
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..clock import Clock, Duration, milliseconds
 from ..errors import ConfigError
 from ..serializer import Serializer
+from .config import OUTAGES
 from .cookie import CookiePolicy
 from .events import Listener
-from .ids import IdGenerator
+from .ids import IdGenerator, checked_id
 from .transport import checked_header
 
 if TYPE_CHECKING:
     import logging
 
+    from ..stores.protocol import Store
     from .config import Config
     from .handler import Handler
 
 __all__ = [
     "HandlerOption",
     "Option",
+    "fixed_id",
+    "server_only",
     "with_absolute_timeout",
     "with_clock",
     "with_cookie",
@@ -38,7 +42,10 @@ __all__ = [
     "with_idle_timeout",
     "with_logger",
     "with_max_age",
+    "with_outage",
+    "with_revocations",
     "with_serializer",
+    "with_store",
 ]
 
 
@@ -106,8 +113,61 @@ def with_id_generator(generator: IdGenerator) -> Option:
     return _option(id_generator=_callable(generator, "with_id_generator"))
 
 
+def with_store(store: "Store | None") -> Option:
+    """Keep the sessions in this store; the client holds a small token. None keeps them in the client's token.
+
+    The store's clock must be the handler's.
+    """
+    return _option(store=None if store is None else _store(store, "with_store"))
+
+
+def with_revocations(store: "Store | None") -> Option:
+    """Keep the sessions in the client's token, and in this store a list of those that ended before their deadline.
+
+    Then ``revoke()`` and ``renew()`` refuse every copy of the old token. A look costs one lookup. It needs an
+    absolute timeout, and changes nothing for a handler that has a store for its sessions.
+    """
+    return _option(revocations=None if store is None else _store(store, "with_revocations"))
+
+
+class _ServerOnly(Option):
+    """An option that may be passed as it is, or called first."""
+
+    __slots__ = ()
+
+    def __call__(self, handler: "Handler | None" = None) -> Any:
+        """Return the option itself, or a new handler whose sessions no client knows."""
+        return self if handler is None else handler.configure(self)
+
+
+server_only: Final = _ServerOnly((("server_only", True),))
+"""``server_only()``: sessions that no client knows, found by an id of yours with ``handler.load_by_id()``.
+
+No cookie is ever sent for them, and they can be used outside any request. It needs a store.
+"""
+
+
+def fixed_id(session_id: str) -> Option:
+    """Give every request the one server-only session of this id, which the first write creates.
+
+    Raises NoID for what cannot be an id.
+    """
+    return _option(fixed_id=checked_id(session_id))
+
+
+def with_outage(answer: str) -> Option:
+    """Choose what a look does while the store does not answer.
+
+    ``"raise"`` raises StoreUnavailable, which becomes a 503 if it escapes; ``"anonymous"`` shows an empty session that
+    cannot be written to. Neither replaces a cookie or logs anyone out.
+    """
+    if answer not in OUTAGES:
+        raise ConfigError(f"with_outage() takes one of {', '.join(map(repr, OUTAGES))}, not {answer!r}.")
+    return _option(outage=answer)
+
+
 def with_encryption(on: bool = True) -> Option:  # noqa: FBT001, FBT002 - reads well: with_encryption(False) on a child
-    """Seal the token, so that the client cannot read what is in it."""
+    """Seal the token, so that the client cannot read what is in it; in a store, seal each field."""
     return _option(encrypted=_expect(on, bool, "with_encryption() takes True or False"))
 
 
@@ -146,6 +206,16 @@ def with_logger(logger: "logging.Logger | None") -> Option:
 def with_events(listener: Listener | None) -> Option:
     """Call this function with every ``Event``; what it raises is logged and goes no further."""
     return _option(events=None if listener is None else _callable(listener, "with_events"))
+
+
+def _store(store: Any, name: str) -> Any:
+    from ..stores.protocol import Store  # noqa: PLC0415 - only those who have a store
+
+    if isinstance(store, type) or not isinstance(store, Store):
+        raise ConfigError(
+            f"{name}() takes a store, for example open_store('sqlite:///sessions.db'), not {type(store).__name__}."
+        )
+    return store
 
 
 def _timeout(timeout: Duration | None, name: str) -> int:

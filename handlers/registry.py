@@ -8,20 +8,39 @@ not hold it, so a finished request is freed at once, without the garbage collect
 from typing import TYPE_CHECKING, Final
 
 from ..errors import UsageError
+from .context import Context
 from .environ import Environ
-from .life import Context
+from .loading import Batch
 from .response import merged
+from .server_only import ServerOnlySession
 from .session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..stores.protocol import Store
     from .handler import Handler
     from .transport import Header
 
-__all__ = ["Registry", "clash_between"]
+__all__ = ["Linked", "Registry", "clash_between"]
 
-_UNLINKED: "Final[dict[str, Handler]]" = {}
+
+class Linked(dict[str, "Handler"]):
+    """The handlers of a chain, outermost first, by name; and which of them load from one store together."""
+
+    __slots__ = ("sharing",)
+
+    def __init__(self, handlers: "Mapping[str, Handler]") -> None:
+        """Find out, once for all requests, which stores more than one of them reads from."""
+        super().__init__(handlers)
+        by_store: dict[int, list[Handler]] = {}
+        for handler in handlers.values():
+            if handler.backing is not None and handler.places is not None:
+                by_store.setdefault(id(handler.backing), []).append(handler)
+        self.sharing = {store: sharing for store, sharing in by_store.items() if len(sharing) > 1}
+
+
+_UNLINKED: Final = Linked({})
 
 
 class Registry:
@@ -29,7 +48,7 @@ class Registry:
 
     __slots__ = ("_context", "_sessions", "closed", "done", "linked")
 
-    def enter(self, linked: "Mapping[str, Handler]") -> None:
+    def enter(self, linked: Linked) -> None:
         """Begin with the handlers of the chain, outermost first, and no session."""
         self.linked = linked
         self.done = False
@@ -59,7 +78,7 @@ class Registry:
                 clash = None if other == handler else clash_between(handler, other)
                 if clash is not None:
                     raise UsageError(clash)
-        self.linked = {**self.linked, **handlers}
+        self.linked = Linked({**self.linked, **handlers})
 
     def session(self, handler: "Handler", environ: Environ) -> Session:
         """Return the request's session of this handler; raise UsageError if it is not linked while others are."""
@@ -69,14 +88,21 @@ class Registry:
             self._check_linked(handler)
         if session is not None:
             return session
+        if handler.kind is ServerOnlySession and handler.config.fixed_id is None:
+            raise UsageError(
+                f"{handler.path!r} is server-only, so no request has a session of it: use load_by_id() or "
+                "generate_by_id(), or add fixed_id()."
+            )
         parent = None if handler.parent is None else self.session(handler.parent, environ)
         context = self._context
         if context is None:
             get = environ.get
             context = self._context = Context()
             context.enter(get("HTTP_USER_AGENT", ""), get("REMOTE_ADDR", ""), self.done)
-        session = self._sessions[name] = Session()
+        session = self._sessions[name] = handler.kind()
         session.enter(handler, context, environ.get(handler.transport.key, ""), parent)
+        if handler.backing is not None:
+            session.attach(self._batch(handler.backing, context, environ) if self.linked.sharing else None)
         return session
 
     def commit(self) -> "list[Header]":
@@ -102,6 +128,31 @@ class Registry:
         self.done = context.done = True
         return merged(headers, answers, context.vary) if context.vary else headers
 
+    def salvage(self) -> "list[Header]":
+        """Return the headers that even a failed commit must send."""
+        salvaged = ((session, session.salvage()) for session in self._sessions.values())
+        return [(session.handler.transport.response_header, token) for session, token in salvaged if token is not None]
+
+    def finish(self) -> None:
+        """Write what stored sessions changed after the headers went out; what then goes wrong is an event."""
+        if self._context is not None and self._context.late:
+            self._context.late = False
+            for session in self._sessions.values():
+                session.finish()
+
+    def _batch(self, store: "Store", context: Context, environ: Environ) -> Batch | None:
+        """Return what loads in one trip for all handlers that read from this store, if there are several."""
+        sharing = self.linked.sharing.get(id(store))
+        if sharing is None:
+            return None
+        if context.batches is None:
+            context.batches = {}
+        batch = context.batches.get(id(store))
+        if batch is None:
+            wanted = [(handler, environ.get(handler.transport.key, "")) for handler in sharing]
+            batch = context.batches[id(store)] = Batch(store, wanted)
+        return batch
+
     def _check_linked(self, handler: "Handler") -> None:
         """Let an equal handler through, and in a bare registry any; raise UsageError for another."""
         known = self.linked.get(handler.name)
@@ -124,6 +175,9 @@ class Registry:
     def _answers(self, *, failed: bool) -> "list[Header]":
         """Return a header for every token that the client must replace or forget, parents first."""
         answers: list[Header] = []
+        if self._context is not None and self._context.replacing:
+            for session in self._sessions.values():
+                session.end_replaced(failed)
         for session in self._sessions.values():
             answer = session.answer(failed)
             if answer is not None:

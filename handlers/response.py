@@ -91,10 +91,14 @@ def refuse(
 
 
 def refuse_for(
-    environ: "Environ", start_response: "StartResponse", error: Exception, exc_info: Any = None
+    environ: "Environ",
+    start_response: "StartResponse",
+    error: Exception,
+    headers: "Iterable[Header]" = (),
+    exc_info: Any = None,
 ) -> list[bytes]:
     """Answer 503 for a store that did not respond, 409 for a request that came too late."""
     if isinstance(error, StoreUnavailable):
         retry = ("Retry-After", str(RETRY_AFTER_SECONDS))
-        return refuse(environ, start_response, "503 Service Unavailable", [retry], exc_info)
-    return refuse(environ, start_response, "409 Conflict", (), exc_info)
+        return refuse(environ, start_response, "503 Service Unavailable", [retry, *headers], exc_info)
+    return refuse(environ, start_response, "409 Conflict", headers, exc_info)

@@ -1,19 +1,21 @@
 """The Session: one live session inside one request, as a mapping from str to values."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import ConfigError, KeyNotFound, SessionGone, UsageError
 from ..serializer import IMMUTABLE, JsonSerializer
-from .answering import Answering
+from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, RENEWED, REVOKED
 from .events import emit
 from .ids import generated_id, handle_text
-from .life import BEGUN, DATA, IDENTITY, LIVE, RENEWED, REVOKED, SKEW_MS
+from .life import SKEW_MS, Life, away
 from .metadata import Metadata
-from .token import Extras
+from .token import Extras, Identity
 
 if TYPE_CHECKING:
+    from .info import SessionInfo
+    from .loading import Batch
     from .transport import Header
 
 __all__ = ["Session"]
@@ -22,7 +24,7 @@ _MISSING: Final[Any] = object()
 _JSON: Final = JsonSerializer()
 
 
-class Session(Answering, MutableMapping[str, Any]):
+class Session(Life, MutableMapping[str, Any]):
     """A mapping that lasts from request to request.
 
     Nothing is read before the first look and nothing is begun before the first write. Values are JSON
@@ -30,7 +32,8 @@ class Session(Answering, MutableMapping[str, Any]):
     TypeError. A missing key is KeyNotFound, which is a KeyError. Writes raise SessionGone after
     ``revoke()``, ParentInvalid without a parent session, and HeadersSent after the response has begun.
 
-    This session lives in the client's token, so the last response wins over an overlapping one.
+    Where it is kept is its handler's choice: in the client's token, where the last response wins over an
+    overlapping one, or in a store, where neither loses what the other wrote.
     """
 
     __slots__ = ()
@@ -237,6 +240,8 @@ class Session(Answering, MutableMapping[str, Any]):
         """
         self._look()
         self._still_open()
+        if self.state == AWAY:
+            raise away()
         if self.state == LIVE:
             self._end(REVOKED)
 
@@ -284,10 +289,13 @@ class Session(Answering, MutableMapping[str, Any]):
         _JSON.admit(subject)
         self._writable()
         if not self._changes & BEGUN:
-            self.renew()
+            self._renew_at_login()
         extras = self._more()
         extras.subject, extras.authenticated = subject, self.handler.now()
         self._change(DATA)
+
+    def _renew_at_login(self) -> None:
+        self.renew()
 
     def fresh_within(self, seconds: Duration) -> bool:
         """Tell whether ``bind()`` authenticated the user at most that long ago."""
@@ -327,8 +335,11 @@ class Session(Answering, MutableMapping[str, Any]):
         start = self._who().created if self.state == LIVE else self.handler.now()
         return Metadata.at(start, self._context.agent, self._context.address)
 
-    def children(self) -> NoReturn:
-        """Raise ConfigError: only a store can list the children of a session."""
+    def children(self) -> "list[SessionInfo]":
+        """Return the live sessions in the same store that were spawned from this one.
+
+        Raises ConfigError for a session that the client carries: only a store can list the children.
+        """
         raise ConfigError(f"children() needs a store: {self.handler.path!r} keeps its sessions in the browser.")
 
     # -- flash messages --------------------------------------------------------------------
@@ -379,10 +390,42 @@ class Session(Answering, MutableMapping[str, Any]):
         commit by hand: a response with these headers must not be cached. Calling it again repeats the headers.
         """
         headers = [] if self._parent is None else self.parent.commit()  # type: ignore[union-attr]
+        self.end_replaced(failed=False)
         answer = self.answer(failed=False) if self.accessed else None
         return headers if answer is None else [*headers, (self.handler.transport.response_header, answer)]
 
     # -- inside ----------------------------------------------------------------------------
+
+    def attach(self, batch: "Batch | None") -> None:
+        """Read from this batch, or alone, where the handler has a store; called once, before the first look."""
+
+    def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as answer()
+        """End what ``generate()`` replaced and what a renewal outdated: before anything else is written."""
+
+    def salvage(self) -> str | None:
+        """Return what the client must be told although the commit failed, lest a finished renewal log it out."""
+        return None
+
+    def finish(self) -> None:
+        """Write what changed after the headers went out, where that is possible."""
+
+    def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
+        """Make the changes last; return the response header's value that replaces or deletes the client's token.
+
+        None lets the client keep what it has. ``failed`` says that the response is a 5xx: then only an ending
+        and a renewal last.
+        """
+        raise NotImplementedError
+
+    def _lasting(self, identity: Identity) -> str:
+        """Return what makes the client keep a token as long as its session has a life of its own."""
+        if identity.own == FOREVER:
+            return ""
+        now = self.handler.now()
+        ends = min(identity.own, identity.absolute)
+        if self._parent is not None:
+            ends = min(ends, self._parent._ends_without_idle())
+        return self.handler.transport.lasting(max(1, -(-(ends - now) // 1000)), now // 1000)
 
     def _write(self, key: str, value: Any) -> None:
         """Write the value, and leave the key's expiry as it is."""
@@ -399,6 +442,13 @@ class Session(Answering, MutableMapping[str, Any]):
             self._context.changed = True
         if key not in self._exposed:
             self._exposed[key] = self.handler.fields.dumps(value)
+
+    def _changed_in_place(self, exposed: dict[str, bytes | None]) -> bool:
+        """Tell whether a list, dict, set or tuple that was handed out or written differs from what we have as bytes."""
+        dumps = self.handler.fields.dumps
+        return any(
+            before is None or dumps(self._data[key]) != before for key, before in exposed.items() if key in self._data
+        )
 
     def _more(self) -> Extras:
         if self._extras is None:

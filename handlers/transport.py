@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from ..errors import ConfigError
 from .cookie import CookiePolicy, CookieWriter, cookie_values, lasting
 
-__all__ = ["CookieTransport", "Header", "HeaderTransport", "Transport", "checked_header"]
+__all__ = ["CookieTransport", "Header", "HeaderTransport", "NoTransport", "Transport", "checked_header"]
 
 Header = tuple[str, str]
 
@@ -117,6 +117,32 @@ class HeaderTransport:
 
     def lasting(self, seconds: int, now: int) -> str:  # noqa: ARG002 - a header says nothing of time
         """Return nothing: how long it keeps a token is the client's affair."""
+        return ""
+
+
+class NoTransport:
+    """Of server-only sessions: nothing travels."""
+
+    __slots__ = ("place",)
+
+    vary: str = ""
+    key: str = ""
+    response_header: str = ""
+    strict: bool = True
+    before: str = ""
+    after: str = ""
+    erasure: str = ""
+
+    def __init__(self, path: str) -> None:
+        """Take no place but that of the handler's path."""
+        self.place = f"the path {path!r}"
+
+    def tokens(self, source: str) -> list[str]:  # noqa: ARG002 - there are none
+        """Return nothing."""
+        return []
+
+    def lasting(self, seconds: int, now: int) -> str:  # noqa: ARG002 - nothing is sent
+        """Return nothing."""
         return ""
 
 

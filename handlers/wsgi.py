@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError, LimitReached, SessionGone, StoreUnavailable
 from .environ import REGISTRY, Environ
-from .registry import Registry, clash_between
+from .registry import Linked, Registry, clash_between
 from .response import refuse_for
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def link(handler: "Handler", app: "WSGIApplication") -> "WSGIApplication":  # no
     """Return an application that gives every request of ``app`` a session of this handler."""
     inner = linked_handlers(app)
     _check(handler, inner)
-    handlers = {handler.name: handler, **inner}
+    handlers = Linked({handler.name: handler, **inner})
     name = handler.name
     if handler.config.eager:
         app = _waking(handler, app)
@@ -99,11 +99,12 @@ def link(handler: "Handler", app: "WSGIApplication") -> "WSGIApplication":  # no
             body = app(environ, start)
         except ANSWERED as error:
             registry.closed = True
-            return refuse_for(environ, start_response, error, sys.exc_info() if registry.done else None)
+            return _refuse(environ, start_response, error, registry)
         except BaseException:
             registry.closed = True
             raise
         if body.__class__ is list or body.__class__ is tuple:
+            registry.finish()
             registry.closed = True
             return body
         return _watched(body, environ, start_response, registry)
@@ -120,6 +121,12 @@ def _waking(handler: "Handler", app: "WSGIApplication") -> "WSGIApplication":
         return app(environ, start_response)
 
     return woken
+
+
+def _refuse(environ: Environ, start_response: "StartResponse", error: Exception, registry: Registry) -> list[bytes]:
+    """Answer for an application that a commit or a look has stopped."""
+    exc_info = sys.exc_info() if registry.done else None
+    return refuse_for(environ, start_response, error, registry.salvage(), exc_info)
 
 
 def _watched(
@@ -141,7 +148,7 @@ def _is_server_file(body: object, environ: Environ) -> bool:
 class _Body:
     """A response body that may still run application code, and so may still fail or need closing."""
 
-    __slots__ = ("_app_body", "_environ", "_items", "_registry", "_start_response")
+    __slots__ = ("_app_body", "_environ", "_failed", "_items", "_registry", "_start_response")
 
     def __init__(
         self, body: Iterable[bytes], environ: Environ, start_response: "StartResponse", registry: Registry
@@ -151,6 +158,7 @@ class _Body:
         self._environ = environ
         self._start_response = start_response
         self._registry = registry
+        self._failed = False  # Whether an exception came out of it, so that it saves nothing more.
 
     def __iter__(self) -> "_Body":
         return self
@@ -158,17 +166,24 @@ class _Body:
     def __next__(self) -> bytes:
         try:
             return next(self._items)
+        except StopIteration:
+            raise
         except ANSWERED as error:
-            exc_info = sys.exc_info() if self._registry.done else None
-            answer = refuse_for(self._environ, self._start_response, error, exc_info)
+            self._failed = True
+            answer = _refuse(self._environ, self._start_response, error, self._registry)
             self._items = iter(answer[1:])
             return answer[0]
+        except BaseException:
+            self._failed = True
+            raise
 
     def close(self) -> None:
         try:
             close = getattr(self._app_body, "close", None)
             if close is not None:
                 close()
+            if not self._failed:
+                self._registry.finish()
         finally:
             self._registry.closed = True
 

@@ -98,3 +98,36 @@ def test_the_benchmark_of_ours_runs_and_writes_every_row(tmp_path):
         assert {result["row"] for result in results} == ROWS, name
         assert all(result["us"]["low"] <= result["us"]["median"] <= result["us"]["high"] for result in results)
         assert all(row in done.stdout for row in ROWS)
+
+
+STORED = {
+    f"{engine} {size}: {operation}"
+    for engine in ("memory", "SQLite")
+    for size in SIZES
+    for operation in ("read 2", "read 2, write 1")
+}
+VERBS = {
+    f"{engine} {size}: {verb}"
+    for engine in ("memory", "SQLite")
+    for size in SIZES
+    for verb in ("load", "load, and parse", "apply of one key", "create", "revoke")
+}
+
+
+def test_the_benchmark_of_stores_runs_and_prints_every_section(tmp_path):
+    pytest.importorskip("sessiontree")
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.stores", "--share", "200", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert {result["row"] for result in found["ours"]} >= STORED
+    assert {result["row"] for result in found["verbs"]} >= VERBS
+    assert {"ours, memory", "ours, SQLite"} <= {result["library"] for result in found["peers"]["results"]}
+    assert all(result["bytes_each"] > 0 for result in found["footprint"])
+    assert [hold["removed"] for hold in found["sweep"]["holds"]] == [250, 250, 50]
+    assert all(reads["p50_us"] <= reads["p999_us"] for reads in found["sweep"]["reads"])
+    assert "lost updates: 0" in done.stdout
+    assert all(row in done.stdout for row in STORED | VERBS)
+    for title in ("Ours, sessions", "Peers:", "Verbs of", "Memory of", "Sweeping:", "Readers", "Overlapping"):
+        assert title in done.stdout

@@ -1,6 +1,10 @@
-"""The public cookie jar: what a browser keeps, sends back, replaces and forgets (RFC 6265bis 5.6 to 5.8)."""
+"""The public cookie jar: what a browser keeps, sends back, replaces and forgets (RFC 6265bis 5.6 to 5.8).
+
+And the store that fails when a test says so.
+"""
 
 import string
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessiontree.testing import CookieJar, FakeClock, StoredCookie
+from sessiontree import NotImplementedByStore, StoreCorrupt, StoreUnavailable, UsageError
+from sessiontree.records import Changes, Json, Record
+from sessiontree.stores import Store
+from sessiontree.stores.memory import MemoryStore
+from sessiontree.testing import CookieJar, FakeClock, FaultyStore, StoredCookie
 
 quick = settings(deadline=None, max_examples=100)
 
@@ -464,3 +472,199 @@ def test_no_line_is_an_exception_and_what_is_kept_is_sent(line, host, path, secu
         assert cookie.value in sent
         assert jar.header(host="other.example", path=cookie.path) == ""
         assert cookie.expires is None or NOW * 1000 < cookie.expires <= (NOW + 34_560_000) * 1000
+
+
+# -- a store that fails ---------------------------------------------------------------------------
+
+FAR = 1 << 60
+ONE = Changes(sets={"a": (Json(b"1"), 0)})
+
+
+@pytest.fixture
+def inner(clock):
+    store = MemoryStore(clock=clock)
+    store.create(Record("h", "user", 0, FAR, FAR, FAR, b"p", 0, labels='{"subject":"bob"}'))
+    return store
+
+
+@pytest.fixture
+def faulty(inner):
+    return FaultyStore(inner)
+
+
+VERBS = {
+    "load": lambda store: store.load("h", ["a"]),
+    "load_many": lambda store: store.load_many(["h"]),
+    "create": lambda store: store.create(Record("new", "user", 0, FAR, FAR, FAR, b"p", 0)),
+    "apply": lambda store: store.apply("h", b"p", ONE),
+    "find": lambda store: store.find("subject", "bob", None, 5),
+    "count": lambda store: store.count("subject", "bob", "eve"),
+    "relabel": lambda store: store.relabel("subject", "bob", "eve"),
+    "scan": lambda store: store.scan(None, 5),
+    "sweep": lambda store: store.sweep(5),
+    "sweep_idle": lambda store: store.sweep_idle(5, 6),
+    "revoke": lambda store: store.revoke("h"),
+    "revoke_where": lambda store: store.revoke_where("subject", "eve"),
+}
+
+
+def test_without_faults_every_call_goes_through(faulty, inner, clock):
+    twin = MemoryStore(clock=clock)
+    twin.create(inner.load("h"))
+    for verb, call in VERBS.items():
+        assert call(faulty) == call(twin), verb
+    assert [verb for verb, _ in faulty.calls] == list(VERBS)
+    assert [argument for _, argument in faulty.calls][:2] == ["h", ["h"]]
+    assert isinstance(faulty, Store)
+    assert (faulty.clock, faulty.largest, faulty.inner) == (clock, inner.largest, inner)
+    with pytest.raises(NotImplementedByStore):
+        faulty.watch(print)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_call_that_fails_does_not_reach_the_store(faulty, inner, verb):
+    faulty.fail(verb=verb)
+    before = (len(inner), inner.load("h"))
+    with pytest.raises(StoreUnavailable):
+        VERBS[verb](faulty)
+    assert (len(inner), inner.load("h")) == before
+    VERBS[verb](faulty)
+    assert [called for called, _ in faulty.calls] == [verb] * 2
+
+
+def test_the_nth_call_from_now_fails_once(faulty):
+    faulty.load("h")
+    faulty.fail(3)
+    faulty.load("h")
+    faulty.count("subject", "bob")
+    with pytest.raises(StoreUnavailable):
+        faulty.load("h")
+    assert faulty.load("h") is not None
+
+
+def test_the_nth_call_of_one_verb_fails_with_the_error_given(faulty):
+    error = StoreCorrupt("torn")
+    faulty.fail(2, error, verb="load")
+    for _ in range(3):
+        faulty.count("subject", "bob")
+    faulty.load("h")
+    with pytest.raises(StoreCorrupt) as raised:
+        faulty.load("h")
+    assert raised.value is error
+
+
+def test_a_lost_answer_is_an_error_after_the_work(faulty, inner):
+    faulty.fail_after(1, verb="revoke")
+    with pytest.raises(StoreUnavailable):
+        faulty.revoke("h")
+    assert inner.load("h") is None
+    assert faulty.revoke("h") is False
+
+
+def test_several_faults_wait_side_by_side(faulty):
+    for call in (1, 3):
+        faulty.fail(call)
+    outcomes = []
+    for _ in range(4):
+        try:
+            outcomes.append(faulty.count("subject", "bob"))
+        except StoreUnavailable:
+            outcomes.append(None)
+    assert outcomes == [None, 1, None, 1]
+
+
+def test_a_delay_waits_or_calls_before_the_work(faulty, inner):
+    seen = []
+    faulty.delay(1, lambda: seen.append(inner.load("h").version))
+    assert faulty.apply("h", b"p", ONE) == 2
+    assert seen == [1]
+    faulty.delay(1, 0.002)
+    begun = time.perf_counter()
+    faulty.load("h")
+    assert time.perf_counter() - begun >= 0.002
+
+
+def test_a_delayed_call_holds_up_no_other(faulty):
+    entered, go = threading.Event(), threading.Event()
+    faulty.delay(1, lambda: entered.set() or go.wait(10), verb="load")
+    slow = threading.Thread(target=faulty.load, args=("h",))
+    slow.start()
+    assert entered.wait(10)
+    assert faulty.load("h") is not None
+    go.set()
+    slow.join(10)
+    assert not slow.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("verb", "records"),
+    [
+        ("load", lambda store: [store.load("h")]), ("load_many", lambda store: list(store.load_many(["h"]).values())),
+        ("find", lambda store: store.find("subject", "bob").records), ("scan", lambda store: store.scan().records),
+    ],
+)  # fmt: skip
+def test_a_corrupt_answer_has_fields_that_cannot_be_read(faulty, verb, records):
+    faulty.corrupt(2, verb)
+    assert records(faulty)[0].contents(0) == {}
+    with pytest.raises(ValueError, match="."):  # noqa: RUF043 - whatever it says
+        records(faulty)[0].contents(0)
+    assert records(faulty)[0].contents(0) == {}
+
+
+def test_nothing_is_not_corrupted(faulty):
+    faulty.corrupt()
+    assert faulty.load("missing") is None
+
+
+def test_down_fails_every_call_until_up(faulty):
+    faulty.down()
+    for call in VERBS.values():
+        with pytest.raises(StoreUnavailable):
+            call(faulty)
+    faulty.up()
+    assert faulty.load("h").version == 1
+    faulty.down(StoreCorrupt("torn"))
+    with pytest.raises(StoreCorrupt):
+        faulty.load("h")
+
+
+def test_close_fails_only_if_it_is_named(faulty):
+    faulty.fail(1, verb="close")
+    faulty.fail(1)
+    faulty.down()
+    with pytest.raises(StoreUnavailable):
+        faulty.close()
+    faulty.close()
+    faulty.up()
+    with pytest.raises(StoreUnavailable):
+        faulty.load("h")
+    with pytest.raises(UsageError):
+        faulty.load("h")
+
+
+@pytest.mark.parametrize(
+    "plan", [lambda f: f.fail(0), lambda f: f.fail(-1), lambda f: f.fail(1, verb="save"), lambda f: f.corrupt(verb="x")]
+)
+def test_a_fault_that_could_never_happen_is_refused(faulty, plan):
+    with pytest.raises(ValueError, match=r"number 1|no verb"):
+        plan(faulty)
+
+
+def test_threads_count_each_call_once(faulty):
+    for call in range(1, 41):
+        faulty.fail(call)
+    failed = []
+
+    def load():
+        for _ in range(10):
+            try:
+                faulty.load("h")
+            except StoreUnavailable:
+                failed.append(1)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(failed), len(faulty.calls)) == (40, 80)

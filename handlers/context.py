@@ -1,0 +1,67 @@
+"""What the sessions of one request share, and the states that each of them can be in.
+
+UNSEEN    nobody has looked yet, nothing was read
+ABSENT    the request has no live session here; the first write begins one
+EXPIRED   likewise, and the client's token verified, so that it may be deleted
+LIVE      it came with the request, or was begun in it
+ORPHANED  its parent ended in this request
+REVOKED   it was ended in this request
+LOST      the store refused a write, because another request had ended or renewed it
+AWAY      nobody can say, because the store does not answer
+"""
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .loading import Batch
+
+__all__ = ["Context"]
+
+UNSEEN: Final = 0
+ABSENT: Final = 1
+EXPIRED: Final = 2
+LIVE: Final = 3
+ORPHANED: Final = 4
+REVOKED: Final = 5
+LOST: Final = 6
+AWAY: Final = 7
+
+UNSURE: Final = frozenset({LOST, AWAY})
+"""The states in which the session may well live on for another request, so that the client forgets nothing."""
+
+# What the client's token lacks, as bits.
+DATA: Final = 1
+IDENTITY: Final = 2
+RENEWED: Final = 4
+BEGUN: Final = 8
+KEY: Final = 16
+ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
+
+
+class Context:
+    """What the sessions of one request share. It knows no session, no environ and no start_response."""
+
+    __slots__ = ("address", "agent", "batches", "changed", "done", "ended", "late", "replacing", "turn", "vary")
+
+    agent: str
+    address: str
+
+    @classmethod
+    def apart(cls) -> "Context":
+        """Return the context of a session outside any request."""
+        context = cls()
+        context.enter("", "", done=False)
+        return context
+
+    def enter(self, agent: str, address: str, done: bool) -> None:  # noqa: FBT001 - positional, for speed
+        """Hold the user agent, the ip address, and whether the response headers are out."""
+        self.agent = agent
+        self.address = address
+        self.done = done
+        self.changed = False  # Whether any session may have something to tell the client.
+        self.turn = 0  # Counts the lives that began or ended in this request, so that children notice.
+        self.ended = False  # Whether any session that came with the request is dead by now.
+        self.vary = ""  # The request headers that the response depends on, because a session was looked at.
+        self.batches: dict[int, Batch] | None = None  # What was read from each store.
+        self.replacing = False  # Whether any session has something to end before others are written.
+        self.late = False  # Whether anything was written to a stored session since the headers went out.

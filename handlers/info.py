@@ -1,0 +1,99 @@
+"""What a store tells of sessions to whoever lists them: never an id, and nothing that works as a token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from ..clock import FOREVER
+from .ids import handle_text, named_handle
+from .metadata import Metadata
+
+if TYPE_CHECKING:
+    from ..records import Record
+    from ..stores.protocol import Store
+    from .handler import Handler
+
+__all__ = [
+    "ABOVE",
+    "PARENT",
+    "SUBJECT",
+    "SessionInfo",
+    "handle_above",
+    "lineage_of",
+    "live_pages",
+    "with_live_ancestors",
+]
+
+PARENT: Final = "parent"
+"""The label that says whose child a session is: its parent's handle, or that life of it."""
+
+ABOVE: Final = "above"
+"""The label that holds the parent's handle where ``PARENT`` holds something else."""
+
+SUBJECT: Final = "subject"
+"""The label that holds the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One live session as others may see it; times are in UTC, and ``expires_at`` is None for no deadline."""
+
+    handle: str
+    handler: str
+    subject: str | None
+    metadata: Metadata
+    created: datetime
+    seen: datetime
+    expires_at: datetime | None
+
+    @classmethod
+    def of(cls, record: "Record") -> "SessionInfo":
+        """Return what may be seen of a record."""
+        return cls(
+            record.handle,
+            record.path,
+            record.label.get(SUBJECT),
+            Metadata.at(record.created, record.agent, record.address),
+            _moment(record.created),
+            _moment(record.seen),
+            None if record.ends >= FOREVER else _moment(record.ends),
+        )
+
+
+def live_pages(store: "Store", label: str, value: str) -> "Iterator[list[Record]]":
+    """Yield page after page of the live records that have a label, in the order in which they got it."""
+    after: str | None = None
+    while True:
+        records, after = store.find(label, value, after)
+        yield records
+        if after is None:
+            return
+
+
+def with_live_ancestors(handler: "Handler", records: "list[Record]") -> "list[Record]":
+    """Return those of a handler's live records whose ancestors are live too, as far as stores know of them."""
+    above = handler.parent
+    if above is None or above.config.store is None or not records:
+        return records
+    parents = above.config.store.load_many(list({handle_above(record) for record in records}))
+    here = [parent for parent in parents.values() if parent.path == above.path]
+    alive = {lineage_of(parent, born=above.config.server_only) for parent in with_live_ancestors(above, here)}
+    return [record for record in records if record.label.get(PARENT) in alive]
+
+
+def handle_above(record: "Record") -> str:
+    """Return the handle of the parent's record."""
+    label = record.label
+    return label.get(ABOVE) or label.get(PARENT, "")
+
+
+def lineage_of(record: "Record", *, born: bool) -> str:
+    """Return what a record's children know it by: its handle, or, where that can come again, this life of it."""
+    if not born:
+        return record.handle
+    return handle_text(named_handle(b"life", record.handle.encode(), record.proof))
+
+
+def _moment(time: int) -> datetime:
+    return datetime.fromtimestamp(time / 1000, UTC)

@@ -1,0 +1,68 @@
+"""One trip to a store for all the sessions of a request, at the first look at any of them."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..errors import BadCookie
+
+if TYPE_CHECKING:
+    from ..records import Record
+    from ..stores.protocol import Store
+    from .handler import Handler
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """The records of one request in one store. It knows handlers and the text that may hold their tokens."""
+
+    __slots__ = ("_found", "_wanted", "store")
+
+    def __init__(self, store: "Store", wanted: "list[tuple[Handler, str]]") -> None:
+        """Begin without any record; load what these handlers' tokens name once anything is loaded."""
+        self.store = store
+        self._wanted = wanted
+        self._found: dict[str, Record | None] = {}
+
+    def record(self, handle: str) -> "Record | None":
+        """Return the live record; raise StoreUnavailable if the store does not answer."""
+        if handle not in self._found:
+            self._load([handle])
+        return self._found[handle]
+
+    def records(self, handles: list[str]) -> "list[Record | None]":
+        """Return the live records, in one trip."""
+        missing = [handle for handle in handles if handle not in self._found]
+        if missing:
+            self._load(missing)
+        return [self._found[handle] for handle in handles]
+
+    def _load(self, handles: list[str]) -> None:
+        """Load these and all that is wanted, all in one trip."""
+        if self._wanted:
+            wanted, self._wanted = self._wanted, []
+            try:
+                handles = list(dict.fromkeys([*handles, *_named(wanted)]))
+                self._fetch(handles)
+            except BaseException:
+                self._wanted = wanted
+                raise
+        else:
+            self._fetch(handles)
+
+    def _fetch(self, handles: list[str]) -> None:
+        if len(handles) == 1:
+            self._found[handles[0]] = self.store.load(handles[0])
+        else:
+            found = self.store.load_many(handles)
+            self._found.update((handle, found.get(handle)) for handle in handles)
+
+
+def _named(wanted: "list[tuple[Handler, str]]") -> "Iterator[str]":
+    """Yield the handles that the tokens of the request name. Only a token that verifies reaches the store."""
+    for handler, source in wanted:
+        tokens = handler.find(source)
+        if len(tokens) == 1 and handler.places is not None:
+            with suppress(BadCookie):
+                yield from handler.places(handler.tokens.open(tokens[0]))

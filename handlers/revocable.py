@@ -1,0 +1,171 @@
+"""Sessions that the client carries, with a list in a store of those that are dead before their deadline.
+
+The list holds a small record for every session that was revoked and every id that was renewed away, until the
+token's own deadline; a look costs one lookup for the whole chain. All data still lies in the token.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ..clock import FOREVER, Duration, milliseconds
+from ..errors import BadSession, Conflict, SessionGone
+from ..records import Record
+from .carried import CarriedSession
+from .context import AWAY, BEGUN, EXPIRED, LIVE, RENEWED, REVOKED, UNSEEN
+from .events import emit
+from .ids import handle_text, named_handle
+from .life import OVERLAP_MS, away, outdated
+from .loading import Batch
+from .token import Identity
+
+__all__ = ["RevocableSession", "marks_of"]
+
+_REVOKED: Final = b"revoked session"
+_RENEWED: Final = b"renewed id"
+
+
+def marks_of(content: bytes) -> Iterator[str]:
+    """Yield the handles of the two records that would speak against a token of this content."""
+    who = Identity.read(content)
+    yield _mark(_REVOKED, who)
+    yield _mark(_RENEWED, who)
+
+
+def _mark(what: bytes, who: Identity) -> str:
+    """Return the handle of a record that nobody can guess without the session's own handle or id."""
+    return handle_text(named_handle(what, who.handle, who.id.encode() if what is _RENEWED else b""))
+
+
+class RevocableSession(CarriedSession):
+    """A session in the client's token that ``revoke()`` and ``renew()`` can refuse all the same."""
+
+    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_outdated", "_replaced")
+
+    _came: Identity
+    """Who the session was when it came with the request."""
+
+    def attach(self, batch: Batch | None) -> None:
+        """Look the list up in this batch; called once, before the first look."""
+        self._batch = batch or Batch(self.handler.backing, [])  # type: ignore[arg-type]
+        self._grace = 0
+        self._is_listed = False  # Whether the id that the client came with is on the list.
+        self._is_dead = False  # Whether the list says that the session was revoked.
+        self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
+        self._replaced: list[Identity] = []  # Who generate() replaced.
+
+    def _take(self, content: bytes) -> None:
+        super()._take(content)
+        try:
+            self._came = self._who()
+            self._check_list()
+        except BaseException:
+            self._untake()
+            raise
+
+    def _check_list(self) -> None:
+        """Raise BadSession for what is on the list."""
+        revoked, renewed = self._batch.records([_mark(_REVOKED, self._came), _mark(_RENEWED, self._came)])
+        if revoked is not None:
+            self._is_dead = True
+            raise BadSession("The session was revoked.")
+        if renewed is not None:
+            if self.handler.now() >= renewed.grace:
+                # The new token may be under way to the client: nothing is forgotten, and for a while nothing is
+                # begun that would take the new token's place.
+                self._outdated = self.handler.now() < renewed.grace + OVERLAP_MS
+                raise BadSession("The session has another id by now.")
+            self._outdated, self._ready = True, False
+
+    def _untake(self) -> None:
+        """Be as unseen as before, or dead for good if the list says so."""
+        self._data, self._ready = {}, False
+        self._origin = self._identity = self._extras = self._exposed = None
+        self._changes = 0
+        self.state = UNSEEN
+        if self._is_dead:
+            self.state = EXPIRED
+            self._context.ended = self._context.changed = True
+
+    def wake(self) -> None:
+        """Begin the session of an eager handler if there is none and there can be one."""
+        self._look()
+        if not self._outdated:
+            super().wake()
+
+    def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
+        """Return what the client is told: of an old id in its grace nothing, for a new token may be under way."""
+        return None if self._outdated and self.state == LIVE else super().answer(failed)
+
+    def _not_gone(self) -> None:
+        super()._not_gone()
+        if self._outdated:
+            raise outdated()
+
+    def _begin(self) -> None:
+        came = self.state == LIVE and self._origin is not None and not self._changes & BEGUN
+        replaced = self._came if came and not self._outdated else None
+        super()._begin()
+        self._outdated = False
+        if replaced is not None:
+            self._replaced.append(replaced)
+            self._context.replacing = True
+
+    def renew(self, grace: Duration = 0) -> None:
+        """Give the session a new id; the old one is refused from the commit on.
+
+        For ``grace`` seconds it may still read, never write.
+        """
+        super().renew(grace)
+        self._grace = milliseconds(grace)
+        if self._changes & RENEWED and self._origin is not None:
+            self._context.replacing = True
+
+    def revoke(self) -> None:
+        """End the session at once, its descendants with it, wherever a copy of its token may be.
+
+        Raises StoreUnavailable if the store did not confirm it; then nothing was ended.
+        """
+        self._look()
+        self._still_open()
+        if self.state == AWAY:
+            raise away()
+        if self._outdated:
+            raise outdated()
+        if self.state == LIVE:
+            self._list_replaced()
+            if self._origin is not None and not self._changes & BEGUN:
+                self._list(_REVOKED, self._who())
+            self._end(REVOKED)
+
+    def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
+        """List what ``generate()`` replaced, unless the response failed, and the id that a renewal outdated."""
+        if not failed:
+            self._list_replaced()
+        renewed = self._changes & RENEWED and not self._changes & BEGUN
+        if self.state == LIVE and renewed and self._origin is not None and not self._outdated:
+            grace = self.handler.now() + self._grace
+            if not self._is_listed and not self._list(_RENEWED, self._came, grace):
+                raise SessionGone("Another request renewed this session meanwhile: begin anew.")
+            self._is_listed = True
+
+    def salvage(self) -> str | None:
+        """Return the new token of a renewal that is on the list already."""
+        return self.answer(failed=True) if self._is_listed else None
+
+    def _list_replaced(self) -> None:
+        while self._replaced:
+            self._list(_REVOKED, self._replaced[-1])
+            self._replaced.pop()
+
+    def _list(self, what: bytes, who: Identity, grace: int = 0) -> bool:
+        """Put a mark on the list; return False if it was there already."""
+        now = self.handler.now()
+        mark = Record(
+            _mark(what, who), self.handler.path, now, who.absolute, FOREVER, FOREVER, b"", now, grace=grace,
+        )  # fmt: skip
+        try:
+            self._batch.store.create(mark)
+        except Conflict:
+            return False
+        emit(self.handler, "listed", handle_text(who.handle), what.decode())
+        return True

@@ -1,0 +1,480 @@
+"""Sessions that a store remembers. The client holds a token that names the record and proves that it may.
+
+What a request changed is kept apart from what it read, and goes to the store as one ``apply`` when the response
+begins, so of two requests that overlap neither loses what the other wrote. ``revoke``, ``incr`` and ``update_key``
+act at once. A store that refuses a write, because the session was revoked or renewed meanwhile, raises
+SessionGone: nothing brings a dead session back.
+"""
+
+from collections.abc import Callable, Mapping
+from hmac import compare_digest
+from secrets import randbelow
+from threading import Event
+from typing import TYPE_CHECKING, Any, Final
+
+from ..clock import FOREVER, Duration, milliseconds
+from ..errors import (
+    BadSession,
+    CompareFailed,
+    Conflict,
+    Expired,
+    HeadersSent,
+    RejectedError,
+    SessionGone,
+    StoreError,
+)
+from ..records import Changes, Record, Version
+from ..serializer import IMMUTABLE
+from .claim import Claim
+from .contents import Loaded, field_of
+from .context import AWAY, DATA, EXPIRED, IDENTITY, KEY, LIVE, LOST, ORPHANED, RENEWED, REVOKED, UNSEEN
+from .events import emit
+from .ids import handle_bytes, handle_text
+from .info import PARENT, SUBJECT, SessionInfo, live_pages
+from .life import OVERLAP_MS, away, outdated
+from .loading import Batch
+from .metadata import Metadata
+from .token import Extras, Identity
+from .tracking import TrackedSession
+
+if TYPE_CHECKING:
+    from ..stores.protocol import Store
+
+__all__ = ["StoredSession"]
+
+MOST_HANDLES: Final = 3
+MOST_ATTEMPTS: Final = 1000
+PATIENT_ATTEMPTS: Final = 3
+LONGEST_WAIT_MS: Final = 8
+
+
+class StoredSession(TrackedSession):
+    """A session in a store, where two overlapping requests that write different keys both survive."""
+
+    __slots__ = ("_answered", "_batch", "_claim", "_outdated", "_replaced")
+
+    _claim: Claim | None
+    """What the client's token says."""
+
+    def attach(self, batch: Batch | None) -> None:
+        """Read from this batch, or alone; called once, before the first look."""
+        self._track()
+        self._batch = batch
+        self._claim = None
+        self._answered: str | None = None
+        self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
+        self._replaced: list[str] | None = None  # The handles of what generate() replaced.
+
+    # -- loading ---------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> "Store":
+        return self.handler.backing  # type: ignore[return-value]
+
+    def _take(self, claim: Claim) -> None:  # type: ignore[override]
+        """Take a verified token's session over if the store says it is live; raise what fits if it is not."""
+        handler, batch = self.handler, self._batch
+        now = handler.now()
+        if now >= claim.absolute:
+            self._see_dead(claim.handle)
+            raise self._dead(claim.handle, Expired("The session has expired: begin a new one."))
+        record = self._store.load(claim.handle) if batch is None else batch.record(claim.handle)
+        if record is None:
+            raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
+        if not compare_digest(record.proof, claim.proof):
+            self._outdated = True
+        if record.path != handler.path or (self._outdated and not record.admits(claim.proof, now)):
+            # It was renewed, and the new token may be under way to the client: nothing is forgotten, and for a
+            # while nothing is begun that would take the new token's place.
+            self._outdated = now < record.grace + OVERLAP_MS
+            raise BadSession("The session has another id by now.")
+        self._claim = claim
+        self._adopt(record, now)
+
+    def _see_dead(self, handle: str) -> None:
+        """Have the store see that a session has expired, and so forget it, lest a clock set back should revive it."""
+        try:
+            self._store.load(handle, ())
+        except StoreError as error:
+            emit(self.handler, "outage", handle, type(error).__name__)
+
+    def _dead(self, handle: str, refusal: Expired | BadSession) -> Expired | BadSession:
+        """Note that the client's token can be forgotten, and return the reason."""
+        self.state = EXPIRED
+        self._context.ended = self._context.changed = True
+        emit(self.handler, "expired" if isinstance(refusal, Expired) else "absent", handle)
+        return refusal
+
+    def _adopt(self, record: Record, now: int) -> None:
+        """Be the session of a live record."""
+        labels, parent = record.labels, self._parent
+        if parent is not None:
+            self._check_lineage(parent, handle_bytes(record.label.get(PARENT, "")), now)
+        try:
+            data = self.handler.contents.read(record, now)
+        except Exception as error:  # A serializer of the user's may raise anything.
+            emit(self.handler, "corrupt", record.handle, type(error).__name__)
+            raise BadSession("The session's data cannot be read back.") from error
+        self._ready = parent is None and not self._outdated
+        if labels or data.__class__ is not dict:
+            data = self._adopt_extras(record, data)
+        self._data = data
+        self._plain = False
+        self._record, self._version = record, record.version
+        self._ends = record.absolute if record.idle == record.own == FOREVER else record.ends
+        self._origin = record.fields
+        self.state = LIVE
+        if self.handler.idles or record.idle != FOREVER:
+            self._follow_the_settings()
+
+    def _adopt_extras(self, record: Record, data: dict[str, Any] | Loaded) -> dict[str, Any]:
+        """Take over what few sessions have: a user, keys that expire, flash messages; return the plain data."""
+        subject = record.label.get(SUBJECT)
+        loaded = data if isinstance(data, Loaded) else Loaded(data, {}, [])
+        if subject or loaded.deadlines or loaded.flashes:
+            extras = self._extras = Extras()
+            extras.subject, extras.authenticated = subject, record.authenticated
+            extras.deadlines, extras.flashes = loaded.deadlines, [message for _, message in loaded.flashes]
+            self._flashed = loaded.flashes
+            self._ready = self._ready and not loaded.deadlines
+        return loaded.data
+
+    def stand_for(self, record: Record | None) -> None:
+        """Be the session of a record that code on the server asked for by its handle, where no id proves anything."""
+        try:
+            if record is None or record.path != self.handler.path:
+                raise BadSession("There is no such session.")
+            self._adopt(record, self.handler.now())
+        except RejectedError as refusal:
+            self._refuse(refusal)
+        self._turn = self._context.turn
+
+    def _who(self) -> Identity:
+        """Return the identity of a live session, from its record."""
+        if self._identity is None and self._record is not None:
+            record, under = self._record, self._record.label.get(PARENT)
+            self._identity = Identity(
+                record.created, record.absolute, record.own, record.idle, self._handle(),
+                handle_bytes(under) if under else b"", self._known_id(),
+            )  # fmt: skip
+        return super()._who()
+
+    def _known_id(self) -> str:
+        return "" if self._claim is None else self._claim.id
+
+    def _handle(self) -> bytes:
+        if self._identity is not None:
+            return self._identity.handle
+        if self._claim is not None:
+            return self._claim.raw_handle
+        return handle_bytes(self._record.handle) if self._record is not None else b""
+
+    # -- beginning and ending --------------------------------------------------------------
+
+    def _still_open(self) -> None:
+        """Let a session that the client knows be written to after the headers; its token need not change."""
+        if self._context.done:
+            if self.state != LIVE or self._record is None:
+                super()._still_open()
+            self._context.late = True
+
+    def _not_gone(self) -> None:
+        super()._not_gone()
+        if self._outdated:
+            raise outdated()
+
+    def _not_outdated(self) -> None:
+        """Raise if nobody can say what this request may end."""
+        if self.state == AWAY:
+            raise away()
+        if self._outdated:
+            raise outdated()
+
+    def wake(self) -> None:
+        """Begin the session of an eager handler if there is none and there can be one."""
+        self._look()
+        if not self._outdated:
+            super().wake()
+
+    def regenerate(self) -> None:
+        """Begin a new session in place of the one there may be."""
+        if self._context.done:
+            raise self._too_late()
+        super().regenerate()
+
+    def _begin(self) -> None:
+        """Begin a session; the record of the one before is revoked at the commit."""
+        old = self._record if self.state in {LIVE, ORPHANED} and not self._outdated else None
+        super()._begin()
+        if old is not None:
+            self._replaced = [*(self._replaced or ()), old.handle]
+            self._context.replacing = True
+
+    def _become(self, state: int) -> None:
+        super()._become(state)
+        self._track()
+        self._outdated = False
+        self._claim = None
+
+    def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
+        """Revoke what ``generate()`` replaced, unless the response failed."""
+        if not failed:
+            self._revoke_replaced()
+
+    def _revoke_replaced(self) -> None:
+        while self._replaced:
+            self._store.revoke(self._replaced[-1])
+            self._replaced.pop()
+
+    def revoke(self) -> None:
+        """End the session at once, in the store too, and its descendants with it; delete the client's token.
+
+        Reads are then empty and writes raise SessionGone. Raises StoreUnavailable if the store did not confirm it.
+        """
+        self._look()
+        self._not_outdated()
+        if self.state == LIVE:
+            self._revoke_replaced()
+            if self._record is not None:
+                self._store.revoke(self._record.handle)
+            self._end(REVOKED)
+
+    def renew(self, grace: Duration = 0) -> None:
+        """Give the session a new id; its data, its handle and its children stay.
+
+        The old id is refused from the commit on; for ``grace`` seconds it may still read, never write.
+        """
+        if self._context.done:
+            raise self._too_late()
+        super().renew(grace)
+        self._grace = milliseconds(grace)
+
+    def _too_late(self) -> HeadersSent:
+        return HeadersSent(f"The response has begun, so no new token of {self.handler.path!r} can reach the client.")
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def incr(self, key: str, n: int = 1) -> int:
+        """Add ``n`` to the key's integer, which begins at 0, in the store and at once; return the sum.
+
+        The key keeps its expiry. Raises TypeError for what is no integer, SessionGone for a session that ended.
+        """
+        if type(n) is not int:
+            raise TypeError("incr() adds integers: n must be one.")
+        if not self._is_open() or self._record is None or self._is_unwritten(key):
+            return super().incr(key, n)
+        if not self.handler.contents.adds:
+            return int(self.update_key(key, lambda value: _sum(key, value, n), 0))
+        field = field_of(key)
+        sums = self._apply_now(Changes(adds={field: n}))
+        self._know(key, sums[field])
+        return sums[field]
+
+    def update_key(self, key: str, fn: Callable[[Any], Any], default: Any = None) -> Any:
+        """Replace the key's value by ``fn(value)``, or ``fn(default)``, in the store and at once; return the new value.
+
+        The key keeps its expiry. If another request was faster, ``fn`` is called again with what that one wrote.
+        """
+        if not self._is_open() or self._record is None or self._is_unwritten(key):
+            return super().update_key(key, fn, default)
+        record, field = self._record, field_of(key)
+        for attempt in range(MOST_ATTEMPTS):
+            now = self.handler.now()
+            before, deadline = record.contents(now).get(field, (None, 0))
+            value = fn(self._read(record, now).get(key, default))
+            self.handler.fields.admit(value)
+            content = self.handler.contents.write(record.handle, field, value)
+            try:
+                self._apply_now(Changes(sets={field: (content, deadline)}, expects={field: before}))
+            except CompareFailed:
+                _wait(attempt)
+                record = self._read_again(field)
+            else:
+                self._know(key, value)
+                return value
+        raise CompareFailed(f"The key {key!r} was changed by others each of {MOST_ATTEMPTS} times: try again later.")
+
+    def _read_again(self, field: str) -> Record:
+        record = self._store.load(handle_text(self._handle()), [field])
+        if record is None:
+            self._lose()
+            raise SessionGone("The session was revoked or has expired meanwhile: begin anew.")
+        return record
+
+    def _read(self, record: Record, now: int) -> dict[str, Any]:
+        data = self.handler.contents.read(record, now)
+        return data.data if isinstance(data, Loaded) else data
+
+    def _know(self, key: str, value: Any) -> None:
+        """Show the value that the store has by now."""
+        self._data[key] = value
+        if self._exposed is not None:
+            self._exposed.pop(key, None)
+        if value.__class__ not in IMMUTABLE:
+            self._expose(key, value)
+
+    # -- the commit ------------------------------------------------------------------------
+
+    def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
+        """Write to the store what it lacks; return the header's value that replaces or deletes the client's token."""
+        if self._turn != self._context.turn and self.state != UNSEEN:
+            self._judge()
+        if self.state != LIVE or (failed and self._record is None):
+            return self.handler.transport.erasure if self._is_to_be_forgotten(failed=failed) else None
+        if self._outdated:
+            return None  # The new token may be under way to the client.
+        if self._record is None:
+            self._create()
+            self._answered = self._line()
+        else:
+            self._update(failed=failed)
+            if failed:
+                self._drop_edits(self._record)
+        return self._answered
+
+    def salvage(self) -> str | None:
+        """Return the new token of a renewal that the store has made already."""
+        return self._answered if self.state == LIVE and self._changes & RENEWED else None
+
+    def finish(self) -> None:
+        """Write what changed after the headers went out; what then goes wrong is an event."""
+        if self.state != LIVE or self._outdated:
+            return
+        handle = handle_text(self._handle())
+        try:
+            self._write_late()
+        except Exception as error:  # noqa: BLE001 - the response is out, and other sessions wait for their turn
+            emit(self.handler, "late", handle, type(error).__name__)
+
+    def _write_late(self) -> None:
+        if self._record is not None:
+            self._update(failed=False)
+
+    def _create(self) -> None:
+        """Insert the record; a handle that exists already is another session's, so a new one is drawn."""
+        for attempt in range(1, MOST_HANDLES + 1):
+            record = self._new_record()
+            try:
+                self._insert(record)
+            except Conflict:
+                if attempt == MOST_HANDLES:
+                    raise
+                handle, session_id = self._new_names(self._who().parent)
+                self._identity = self._who()._replace(handle=handle, id=session_id)
+                self._context.turn += 1  # Children that began under the old handle are not this session's.
+                self._turn = self._context.turn
+            else:
+                self._settle(record)
+                return
+
+    def _insert(self, record: Record) -> None:
+        try:
+            self._store.create(record)
+        except StoreError as error:
+            self._withdraw(error)
+            raise
+        self._version = 1
+
+    def _update(self, *, failed: bool) -> None:
+        """Apply what this request changed."""
+        record, asked = self._record, self._changes & IDENTITY
+        changes = self._renewal_only() if failed else self._pending()
+        if changes is not None and record is not None:
+            if not asked and changes.is_touch:
+                if not self._is_touched(record, changes):
+                    return
+            else:
+                self._version = self._apply(changes)
+            self._settle(record if changes.is_data else self._after(record, changes))
+        if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):
+            self._answered = self._line(failed=failed)
+
+    def _is_touched(self, record: Record, changes: Changes) -> bool:
+        """Count this request as activity; if that fails, it costs nobody the answer to a read."""
+        try:
+            self._store.apply(record.handle, record.proof, changes)
+        except (SessionGone, StoreError) as error:
+            emit(self.handler, "untouched", record.handle, type(error).__name__)
+            return False
+        return True
+
+    def _apply(self, changes: Changes) -> Version:
+        """Apply, and if the store refuses or fails, remember it, so that nothing is tried twice."""
+        record: Record = self._record  # type: ignore[assignment]
+        try:
+            return self._store.apply(record.handle, record.proof, changes)
+        except SessionGone:
+            self._lose()
+            raise
+        except StoreError as error:
+            self._withdraw(error)
+            raise
+
+    def _apply_now(self, changes: Changes) -> Mapping[str, int]:
+        """Apply at once, and return what increments came to."""
+        self._version = version = self._apply(changes)
+        self._change(DATA)
+        return version.sums
+
+    def _withdraw(self, error: StoreError) -> None:
+        """Be neither readable nor writable in what is left of this request: nobody knows what the store has."""
+        emit(self.handler, "outage", reason=type(error).__name__)
+        self.state = AWAY
+        self._data = {}
+        self._ready = False
+
+    def _lose(self) -> None:
+        """Be gone: another request ended or renewed the session. The client may hold its new token already."""
+        emit(self.handler, "conflict", handle_text(self._handle()))
+        self._become(LOST)
+        self._context.changed = True
+
+    def _needs_token(self, changes: Changes | None, *, failed: bool) -> bool:
+        """Tell whether the client must be told: of a new id, a new key, a new life, or to keep the token longer."""
+        if changes is not None and changes.proof is not None:
+            return True
+        if failed:
+            return False
+        if self._changes & KEY:
+            return True
+        return changes is not None and (
+            changes.own is not None or (changes.idle is not None and self._who().own != FOREVER)
+        )
+
+    def _line(self, *, failed: bool = False) -> str:
+        """Return the response header's value that gives the client its token; after a failure, for the life it had."""
+        who, transport = self._who(), self.handler.transport
+        if failed and self._record is not None:
+            who = who._replace(own=self._record.own)
+        token = self.handler.tokens.seal(who.absolute, self._version, who.handle, who.id)
+        return f"{transport.before}{token}{transport.after}{self._lasting(who)}"
+
+    # -- looking around --------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> Metadata:
+        """The session's start, with the user agent and ip address of the request that began it."""
+        self._look()
+        if self._record is None:
+            return super().metadata
+        return Metadata.at(self._record.created, self._record.agent, self._record.address)
+
+    def children(self) -> list[SessionInfo]:
+        """Return the live sessions in this store that were spawned from this one, newest first."""
+        self._look()
+        if self.state != LIVE or self._record is None:
+            return []
+        pages = live_pages(self._store, PARENT, handle_text(self._lineage()))
+        return [SessionInfo.of(record) for page in pages for record in page][::-1]
+
+
+def _sum(key: str, value: Any, n: int) -> int:
+    if type(value) is not int:
+        raise TypeError(f"incr() adds to integers, and the key {key!r} holds something else.")
+    return value + n
+
+
+def _wait(attempt: int) -> None:
+    """Give way to whoever was faster: not at all at first, then for a random while of a few milliseconds."""
+    if attempt >= PATIENT_ATTEMPTS:
+        Event().wait(randbelow(LONGEST_WAIT_MS * 1000) / 1_000_000)

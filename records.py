@@ -1,0 +1,380 @@
+r"""Records: what a store remembers of one session, and what can be changed in one.
+
+A record's fields are one JSON object, packed, with the deadlines of those keys that have one behind a line
+break, which compact JSON never holds:
+
+    {"user":48213,"theme":"dark"}
+    {"user":48213,"code":"7391"}\n{"code":1900000000000}
+
+Plain values are read in one go that way, and a store keeps one small buffer. A content is bytes. One that is
+JSON, as our serializer writes it, is marked as ``Json`` and lies in the object as it is; any other lies there
+as ``{"$bytes": base64}``, which is how that serializer writes bytes.
+
+``changed`` is the one place that says what ``apply`` does to a record, for every engine that can run Python.
+"""
+
+import binascii
+from collections.abc import Collection, Mapping
+from hmac import compare_digest
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from .clock import FOREVER
+from .errors import CompareFailed, RecordTooLarge, SessionGone, StoreUnavailable
+from .serializer import LARGEST_INT, SMALLEST_INT
+
+__all__ = [
+    "FORM",
+    "LARGEST",
+    "NOTHING",
+    "Changes",
+    "Content",
+    "Field",
+    "Json",
+    "Page",
+    "Record",
+    "Version",
+    "as_value",
+    "changed",
+    "changed_fields",
+    "check_size",
+    "check_writable",
+    "gone",
+    "packed",
+    "relabelled",
+    "unpacked",
+]
+
+FORM: Final = 1
+"""The format of the records that this release writes. A higher one was written by a newer release."""
+
+LARGEST: Final = 1 << 20
+"""How many bytes the fields of one record may take, unless its store says otherwise."""
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+_RAW: Final = "$bytes"
+_NO_FIELDS: Final = b"{}"
+
+Content = bytes
+"""What a field holds: any bytes, or ``Json``."""
+
+Field = tuple[Content, int]
+"""A content and the key's own deadline in milliseconds since the epoch; 0 is none."""
+
+
+class Json(bytes):
+    """A content that is JSON, exactly as ``JsonSerializer.dumps`` writes it."""
+
+    __slots__ = ()
+
+
+class Version(int):
+    """A record's version, an int that grows with every write; ``sums`` holds what increments came to."""
+
+    sums: Mapping[str, int] = NOTHING
+
+
+class Record(NamedTuple):
+    """One session as a store keeps it; all times are milliseconds since the epoch, ``FOREVER`` for never."""
+
+    handle: str
+    """The public name, which locates the record."""
+
+    path: str
+    """The handler's path, such as "visitor/user"."""
+
+    created: int
+    absolute: int
+    """The deadline that never moves."""
+
+    own: int
+    """The deadline of the session's own life, ``max_age``."""
+
+    idle: int
+    """The deadline that every touch moves."""
+
+    proof: bytes
+    """A hash of the id, or, of a server-only session, what was drawn at its birth."""
+
+    seen: int
+    """When it was last touched or written to."""
+
+    version: int = 1
+    authenticated: int = 0
+    """When ``bind()`` last tied it to a user; 0 is never."""
+
+    previous: bytes = b""
+    """The proof before the last renewal."""
+
+    grace: int = 0
+    """Until when the previous proof may still read."""
+
+    labels: str = ""
+    """The labels as a JSON object, or nothing."""
+
+    agent: str = ""
+    address: str = ""
+    """The client that began the session."""
+
+    fields: bytes = _NO_FIELDS
+    """The packed fields."""
+
+    form: int = FORM
+
+    @property
+    def ends(self) -> int:
+        """The earliest of the three deadlines."""
+        return min(self.absolute, self.own, self.idle)
+
+    @property
+    def label(self) -> Mapping[str, str]:
+        """The labels by name."""
+        return orjson.loads(self.labels) if self.labels else NOTHING
+
+    def is_live(self, now: int) -> bool:
+        """Tell whether no deadline has passed."""
+        return now < self.absolute and now < self.own and now < self.idle
+
+    def check_form(self) -> None:
+        """Raise StoreUnavailable for a record of a newer release, so that a rolling deployment logs nobody out."""
+        if self.form > FORM:
+            raise StoreUnavailable(
+                f"The record has the format {self.form}, which a newer release wrote: deploy that release here too."
+            )
+
+    def admits(self, proof: bytes, now: int) -> bool:
+        """Tell whether the proof may read: the current one, or in its grace the one before."""
+        return compare_digest(self.proof, proof) or (now < self.grace and compare_digest(self.previous, proof))
+
+    def written(self, fields: bytes, seen: int) -> "Record":
+        """Return the record with other fields and the next version. In one step, for every write does it."""
+        before, between = self[:_SEEN], self[_SEEN + 2 : _FIELDS]
+        return Record._make((*before, seen, self.version + 1, *between, fields, self.form))
+
+    def contents(self, now: int) -> dict[str, Field]:
+        """Return the content and the deadline of every live key."""
+        values, deadlines = unpacked(self.fields)
+        return {
+            key: (_content(value), deadlines.get(key, 0))
+            for key, value in values.items()
+            if now < deadlines.get(key, FOREVER)
+        }
+
+    def only(self, keys: Collection[str]) -> "Record":
+        """Return the record with the fields of these keys alone."""
+        values, deadlines = unpacked(self.fields)
+        values = {key: value for key, value in values.items() if key in keys}
+        return self._replace(fields=packed(values, {key: at for key, at in deadlines.items() if key in values}))
+
+
+_SEEN: Final = Record._fields.index("seen")
+_FIELDS: Final = Record._fields.index("fields")
+
+
+class Changes(NamedTuple):
+    """What one ``apply`` does to a record, all of it or nothing. Deadlines are milliseconds since the epoch."""
+
+    sets: Mapping[str, Field] = NOTHING
+    """Keys to write: their content and their own deadline, 0 for none."""
+
+    deletes: Collection[str] = ()
+    """Keys to remove; a missing one is fine."""
+
+    adds: Mapping[str, int] = NOTHING
+    """Integers to add to keys that hold integers as JSON; a missing one begins at 0, a deadline stays."""
+
+    expects: Mapping[str, Content | None] = NOTHING
+    """Contents that keys must have, or None for a missing key; otherwise CompareFailed."""
+
+    seen: int | None = None
+    """When this happens, if not now."""
+
+    own: int | None = None
+    idle: int | None = None
+    proof: bytes | None = None
+    """The proof that replaces the current one."""
+
+    grace: int = 0
+    """Until when the replaced proof may still read; it can never write again."""
+
+    authenticated: int | None = None
+    labels: Mapping[str, str | None] = NOTHING
+    """Labels to set, or with None to remove."""
+
+    @property
+    def is_data(self) -> bool:
+        """Whether only fields change, which is what nearly every ``apply`` does."""
+        return self[_FIRST_OF_IDENTITY:] == _SAME_IDENTITY
+
+    @property
+    def is_touch(self) -> bool:
+        """Whether only deadlines move, so that the version stays."""
+        return not (any(self[:_FIRST_OF_LIFE]) or self.labels) and self.proof is None and self.authenticated is None
+
+
+_FIRST_OF_LIFE: Final = Changes._fields.index("seen")
+_FIRST_OF_IDENTITY: Final = Changes._fields.index("own")
+_SAME_IDENTITY: Final = Changes()[_FIRST_OF_IDENTITY:]
+
+
+class Page(NamedTuple):
+    """Some of many records, and where the next ones begin; None if these were the last."""
+
+    records: list[Record]
+    after: str | None
+
+
+def packed(values: Mapping[str, Any], deadlines: Mapping[str, int] = NOTHING) -> bytes:
+    """Return fields as a record holds them, in a buffer of exactly their size.
+
+    What orjson returns keeps its whole work buffer of kilobytes alive, so it is copied once.
+    """
+    raw = orjson.dumps(values)
+    if deadlines:
+        return b"\n".join((raw, orjson.dumps(deadlines)))
+    return raw[:-1] + b"}"
+
+
+def unpacked(fields: bytes) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return values and deadlines of packed fields; raise ValueError if these are none."""
+    raw, _, deadlines = fields.partition(b"\n")
+    values = orjson.loads(raw)
+    times = orjson.loads(deadlines) if deadlines else {}
+    if values.__class__ is not dict or times.__class__ is not dict:
+        raise ValueError("The fields of a record are a JSON object.")
+    return values, times
+
+
+def as_value(content: Content) -> Any:
+    """Return a content as it lies among packed values."""
+    if content.__class__ is Json:
+        return orjson.Fragment(bytes(content))
+    return {_RAW: binascii.b2a_base64(content, newline=False).decode("ascii")}
+
+
+def _content(value: Any) -> Content:
+    """Return the content that lies among packed values as this value."""
+    if value.__class__ is dict and len(value) == 1 and value.get(_RAW).__class__ is str:
+        return binascii.a2b_base64(value[_RAW])
+    return Json(orjson.dumps(value))
+
+
+def changed(
+    record: Record, proof: bytes, changes: Changes, now: int, largest: int = LARGEST
+) -> tuple[Record, Mapping[str, int]]:
+    """Return the record with the changes made, and what each increment came to.
+
+    Raises SessionGone for a record that has expired or is not the proof's, CompareFailed, TypeError for an
+    increment of what is no integer, and RecordTooLarge. Then nothing may be written.
+    """
+    if record.form != FORM:
+        record.check_form()
+    check_writable(record, proof, now)
+    fields, sums = changed_fields(record.fields, changes, now, largest)
+    if changes.is_data and fields is not record.fields:
+        return record.written(fields, _seen(record, changes, now)), sums
+    record = record._replace(
+        fields=fields,
+        version=record.version if changes.is_touch else record.version + 1,
+        seen=_seen(record, changes, now),
+        own=record.own if changes.own is None else changes.own,
+        idle=record.idle if changes.idle is None else changes.idle,
+        authenticated=record.authenticated if changes.authenticated is None else changes.authenticated,
+    )
+    if changes.proof is not None:
+        record = record._replace(proof=changes.proof, previous=record.proof, grace=changes.grace)
+    if changes.labels:
+        record = record._replace(labels=relabelled(record.labels, changes.labels))
+    return record, sums
+
+
+def check_writable(record: Record | None, proof: bytes, now: int) -> None:
+    """Raise SessionGone unless the record is live and the proof is its current one."""
+    if record is None or not compare_digest(record.proof, proof) or not record.is_live(now):
+        raise gone()
+
+
+def gone() -> SessionGone:
+    """Return what every late write is answered."""
+    return SessionGone("The session was revoked, renewed or has expired meanwhile, so nothing was written: begin anew.")
+
+
+def changed_fields(
+    fields: bytes, changes: Changes, now: int, largest: int = LARGEST
+) -> tuple[bytes, Mapping[str, int]]:
+    """Return packed fields with the changes made and expired keys left out, and what each increment came to.
+
+    Fields that no change names are returned as they are. Garbage is no record: SessionGone.
+    """
+    sets, deletes, adds, expects = changes.sets, changes.deletes, changes.adds, changes.expects
+    if not (sets or deletes or adds or expects):
+        return fields, NOTHING
+    try:
+        values, deadlines = unpacked(fields)
+    except ValueError as error:
+        raise gone() from error
+    _drop_expired(values, deadlines, now)
+    _compare(values, expects)
+    for key in deletes:
+        values.pop(key, None)
+        deadlines.pop(key, None)
+    for key, (content, deadline) in sets.items():
+        values[key] = as_value(content)
+        if deadline:
+            deadlines[key] = deadline
+        elif deadlines:
+            deadlines.pop(key, None)
+    sums = _added(values, adds, sets) if adds else NOTHING
+    result = packed(values, deadlines)
+    if len(result) > largest:
+        check_size(result, largest)
+    return result, sums
+
+
+def _drop_expired(values: dict[str, Any], deadlines: dict[str, int], now: int) -> None:
+    for key in [key for key, deadline in deadlines.items() if deadline <= now]:
+        del deadlines[key]
+        values.pop(key, None)
+
+
+def _compare(values: Mapping[str, Any], expects: Mapping[str, Content | None]) -> None:
+    """Raise CompareFailed unless the keys have these contents, of the same kind and to the byte."""
+    for key, expected in expects.items():
+        found = _content(values[key]) if key in values else None
+        if found.__class__ is not expected.__class__ or found != expected:
+            raise CompareFailed(f"The key {key!r} was changed meanwhile: read it again.")
+
+
+def check_size(fields: bytes, largest: int) -> None:
+    """Raise RecordTooLarge if packed fields are larger than a store takes."""
+    if len(fields) > largest:
+        raise RecordTooLarge(
+            f"The session's data takes {len(fields)} bytes and this store keeps {largest}: keep large things elsewhere."
+        )
+
+
+def relabelled(labels: str, changes: Mapping[str, str | None]) -> str:
+    """Return labels with these set, or removed where None."""
+    merged = {**(orjson.loads(labels) if labels else NOTHING), **changes}
+    present = {name: value for name, value in merged.items() if value is not None}
+    return orjson.dumps(present).decode() if present else ""
+
+
+def _added(values: dict[str, Any], adds: Mapping[str, int], sets: Mapping[str, Field]) -> dict[str, int]:
+    """Add to the integers that the keys hold, or are set to in the same change; return the sums."""
+    sums = {}
+    for key, number in adds.items():
+        value = orjson.loads(bytes(sets[key][0])) if key in sets else values.get(key, 0)
+        if type(value) is not int:
+            raise TypeError(f"incr() adds to integers, and the key {key!r} holds something else.")
+        if not SMALLEST_INT <= value + number <= LARGEST_INT:
+            raise TypeError(f"The key {key!r} would no longer fit into 64 bits: use a Decimal or a str.")
+        values[key] = sums[key] = value + number
+    return sums
+
+
+def _seen(record: Record, changes: Changes, now: int) -> int:
+    return max(record.seen, now if changes.seen is None else changes.seen)

@@ -1,0 +1,50 @@
+"""``open_store``: a store by its URL, importing only the engine that is asked for."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from ..clock import Clock
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from .protocol import Store
+
+__all__ = ["open_store"]
+
+
+def open_store(url: str, *, clock: Clock | None = None, **settings: Any) -> "Store":
+    """Return the store of this URL.
+
+    ``memory:``, ``sqlite:///relative/path`` and ``sqlite:////absolute/path`` are built in. Raises ConfigError for
+    any other scheme, and StoreUnavailable or StoreCorrupt if the engine cannot be opened. Further settings are the
+    store's own.
+    """
+    if not isinstance(url, str):
+        raise ConfigError(f"open_store() takes a URL, not {type(url).__name__}.")
+    scheme, colon, rest = url.partition(":")
+    opener = _OPENERS.get(scheme.lower()) if colon else None
+    if opener is None:
+        raise ConfigError(
+            f"No store has the URL scheme {scheme!r}: use one of {', '.join(map('{}:'.format, _OPENERS))}."
+        )
+    return opener(rest, clock=clock, **settings)
+
+
+def _memory(rest: str, **settings: Any) -> "Store":
+    from .memory import MemoryStore  # noqa: PLC0415 - an engine is imported when it is asked for
+
+    if rest.strip("/"):
+        raise ConfigError(f"The URL of a MemoryStore is 'memory:' and nothing else, not {'memory:' + rest!r}.")
+    return MemoryStore(**settings)
+
+
+def _sqlite(rest: str, **settings: Any) -> "Store":
+    from .sqlite import SqliteStore  # noqa: PLC0415 - as above
+
+    path = rest.removeprefix("///")
+    if path == rest or not path:
+        raise ConfigError("The URL of a SqliteStore is 'sqlite:///relative/path' or 'sqlite:////absolute/path'.")
+    return SqliteStore(path, **settings)
+
+
+_OPENERS: "Final[dict[str, Callable[..., Store]]]" = {"memory": _memory, "sqlite": _sqlite}

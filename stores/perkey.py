@@ -1,0 +1,84 @@
+"""The four verbs of a store of keys: get, put, delete and time to expiry, by handle and key."""
+
+from typing import Final
+
+from ..clock import FOREVER, Duration, milliseconds
+from ..errors import BadSession, KeyNotFound, SessionGone
+from ..records import Changes, Record
+from .protocol import Store
+
+__all__ = ["PerKey"]
+
+_ATTEMPTS: Final = 8
+
+
+class PerKey:
+    """A store's fields one by one, as bytes: for tools, and for code that came with such an interface.
+
+    Every call is one or two round trips and atomic. Whoever holds the store may read and write any session,
+    so nothing here asks for an id. A session writes bytes as bytes; anything else it wrote comes as JSON.
+    """
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: Store) -> None:
+        """Look at this store."""
+        self._store = store
+
+    def get(self, handle: str, key: str) -> bytes | None:
+        """Return the content of the key, or None if there is no such session or key."""
+        record = self._store.load(handle, [key])
+        if record is None:
+            return None
+        content, _ = record.contents(self._store.clock.now()).get(key, (None, 0))
+        return None if content is None else bytes(content)
+
+    def put(self, handle: str, key: str, content: bytes, max_age: Duration | None = None) -> None:
+        """Write the content with a life of its own, in seconds.
+
+        0 or None gives the key no expiry of its own, a negative life expires it now. Raises BadSession if there is
+        no such session: nothing here creates one.
+        """
+        if not isinstance(content, bytes):
+            raise TypeError(f"PerKey keeps bytes, not {type(content).__name__}: encode it first.")
+        life = 0 if max_age is None else milliseconds(max_age)
+        if life < 0:
+            self.delete(handle, key)
+            return
+        deadline = self._store.clock.now() + life if life else 0
+        self._apply(handle, Changes(sets={key: (content, deadline)}))
+
+    def delete(self, handle: str, key: str) -> None:
+        """Remove the key; a missing one is fine. Raises BadSession if there is no such session."""
+        self._apply(handle, Changes(deletes=(key,)))
+
+    def time_to_expiry(self, handle: str, key: str) -> float | None:
+        """Return the seconds that the key has left, capped by its session's; None if neither ever expires.
+
+        Raises BadSession if there is no such session, KeyNotFound if it has no such key.
+        """
+        record, now = self._loaded(handle, key), self._store.clock.now()
+        fields = record.contents(now)
+        if key not in fields:
+            raise KeyNotFound(f"The session has no key {key!r}.")
+        deadline = fields[key][1]
+        ends = min(deadline, record.ends) if deadline else record.ends
+        return None if ends >= FOREVER else (ends - now) / 1000
+
+    def _loaded(self, handle: str, key: str) -> Record:
+        record = self._store.load(handle, [key])
+        if record is None:
+            raise BadSession("There is no session of this handle.")
+        return record
+
+    def _apply(self, handle: str, changes: Changes) -> None:
+        """Apply with the proof of the moment; a renewal in between is no reason to fail."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            record = self._loaded(handle, "")
+            try:
+                self._store.apply(handle, record.proof, changes)
+            except SessionGone:
+                if attempt == _ATTEMPTS:
+                    raise
+            else:
+                return
