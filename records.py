@@ -10,25 +10,34 @@ Plain values are read in one go that way, and a store keeps one small buffer. A 
 JSON, as our serializer writes it, is marked as ``Json`` and lies in the object as it is; any other lies there
 as ``{"$bytes": base64}``, which is how that serializer writes bytes.
 
+A whole record packs into bytes as well, for engines that keep documents or rows:
+
+    form, version, created, absolute, own, idle, seen, authenticated, grace, proof, size of the rest     99 bytes
+    the rest: path, labels, agent, address and previous proof, as a JSON array
+    the packed fields
+
 ``changed`` is the one place that says what ``apply`` does to a record, for every engine that can run Python.
 """
 
 import binascii
 from collections.abc import Collection, Mapping
 from hmac import compare_digest
+from struct import Struct
+from struct import error as struct_error
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from .clock import FOREVER
-from .errors import CompareFailed, RecordTooLarge, SessionGone, StoreUnavailable
+from .errors import CompareFailed, RecordTooLarge, SessionGone, StoreUnavailable, UsageError
 from .serializer import LARGEST_INT, SMALLEST_INT
 
 __all__ = [
     "FORM",
     "LARGEST",
     "NOTHING",
+    "PROOF_BYTES",
     "Changes",
     "Content",
     "Field",
@@ -39,22 +48,29 @@ __all__ = [
     "as_value",
     "changed",
     "changed_fields",
+    "changed_packed",
     "check_size",
     "check_writable",
     "gone",
+    "pack",
     "packed",
     "relabelled",
+    "unpack",
     "unpacked",
 ]
 
 FORM: Final = 1
 """The format of the records that this release writes. A higher one was written by a newer release."""
 
+PROOF_BYTES: Final = 32
+"""How many bytes a proof has: a SHA-256, or as many random bytes."""
+
 LARGEST: Final = 1 << 20
 """How many bytes the fields of one record may take, unless its store says otherwise."""
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
+_HEAD: Final = Struct(">Bqqqqqqqq32sH")
 _RAW: Final = "$bytes"
 _NO_FIELDS: Final = b"{}"
 
@@ -140,10 +156,7 @@ class Record(NamedTuple):
 
     def check_form(self) -> None:
         """Raise StoreUnavailable for a record of a newer release, so that a rolling deployment logs nobody out."""
-        if self.form > FORM:
-            raise StoreUnavailable(
-                f"The record has the format {self.form}, which a newer release wrote: deploy that release here too."
-            )
+        _check_form(self.form)
 
     def admits(self, proof: bytes, now: int) -> bool:
         """Tell whether the proof may read: the current one, or in its grace the one before."""
@@ -262,6 +275,58 @@ def _content(value: Any) -> Content:
     return Json(orjson.dumps(value))
 
 
+def pack(record: Record) -> bytes:
+    """Return all of a record but its handle as bytes; raise UsageError for a proof that is not 32 bytes."""
+    if len(record.proof) != PROOF_BYTES:
+        raise UsageError(f"The proof of a record has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+    tail = orjson.dumps([record.path, record.labels, record.agent, record.address, record.previous.hex()])
+    head = _HEAD.pack(
+        record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,
+        record.authenticated, record.grace, record.proof, len(tail),
+    )  # fmt: skip
+    return b"".join((head, tail, record.fields))
+
+
+def unpack(handle: str, raw: bytes) -> Record | None:
+    """Return the record of a handle, or None for garbage; raise StoreUnavailable for a newer release's form."""
+    try:
+        form, version, created, absolute, own, idle, seen, authenticated, grace, proof, size = _HEAD.unpack_from(raw)
+        if form != FORM:
+            _check_form(form)
+        end = _HEAD.size + size
+        path, labels, agent, address, previous = orjson.loads(raw[_HEAD.size : end])
+        return Record._make(
+            (handle, path, created, absolute, own, idle, proof, seen, version, authenticated,
+             bytes.fromhex(previous) if previous else b"", grace, labels, agent, address, raw[end:], form)
+        )  # fmt: skip
+    except (struct_error, ValueError, TypeError):
+        return None
+
+
+def changed_packed(
+    raw: bytes, proof: bytes, changes: Changes, now: int, largest: int = LARGEST
+) -> tuple[bytes, int, Mapping[str, int]]:
+    """Return a packed record with its fields changed, its version, and what each increment came to.
+
+    This is ``changed`` for changes of fields alone, and raises the same; garbage is no record: SessionGone.
+    """
+    try:
+        form, version, created, absolute, own, idle, seen, authenticated, grace, mine, size = _HEAD.unpack_from(raw)
+    except (struct_error, TypeError) as error:
+        raise gone() from error
+    if form != FORM:
+        _check_form(form)
+    if not compare_digest(mine, proof) or not (now < absolute and now < own and now < idle):
+        raise gone()
+    end = _HEAD.size + size
+    fields, sums = changed_fields(raw[end:], changes, now, largest)
+    if changes.sets or changes.deletes or changes.adds or changes.expects:
+        version += 1
+    seen = max(seen, now if changes.seen is None else changes.seen)
+    head = _HEAD.pack(form, version, created, absolute, own, idle, seen, authenticated, grace, mine, size)
+    return b"".join((head, raw[_HEAD.size : end], fields)), version, sums
+
+
 def changed(
     record: Record, proof: bytes, changes: Changes, now: int, largest: int = LARGEST
 ) -> tuple[Record, Mapping[str, int]]:
@@ -316,8 +381,8 @@ def changed_fields(
         values, deadlines = unpacked(fields)
     except ValueError as error:
         raise gone() from error
-    _drop_expired(values, deadlines, now)
-    _compare(values, expects)
+    if deadlines or expects:
+        _check_fields(values, deadlines, expects, now)
     for key in deletes:
         values.pop(key, None)
         deadlines.pop(key, None)
@@ -332,6 +397,14 @@ def changed_fields(
     if len(result) > largest:
         check_size(result, largest)
     return result, sums
+
+
+def _check_fields(
+    values: dict[str, Any], deadlines: dict[str, int], expects: Mapping[str, Content | None], now: int
+) -> None:
+    """Leave expired keys out, then compare what is to be compared."""
+    _drop_expired(values, deadlines, now)
+    _compare(values, expects)
 
 
 def _drop_expired(values: dict[str, Any], deadlines: dict[str, int], now: int) -> None:
@@ -374,6 +447,13 @@ def _added(values: dict[str, Any], adds: Mapping[str, int], sets: Mapping[str, F
             raise TypeError(f"The key {key!r} would no longer fit into 64 bits: use a Decimal or a str.")
         values[key] = sums[key] = value + number
     return sums
+
+
+def _check_form(form: int) -> None:
+    if form > FORM:
+        raise StoreUnavailable(
+            f"The record has the format {form}, which a newer release wrote: deploy that release here too."
+        )
 
 
 def _seen(record: Record, changes: Changes, now: int) -> int:

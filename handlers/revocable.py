@@ -9,7 +9,7 @@ from typing import Final
 
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import BadSession, Conflict, SessionGone
-from ..records import Record
+from ..records import PROOF_BYTES, Record
 from .carried import CarriedSession
 from .context import AWAY, BEGUN, EXPIRED, LIVE, RENEWED, REVOKED, UNSEEN
 from .events import emit
@@ -22,6 +22,8 @@ __all__ = ["RevocableSession", "marks_of"]
 
 _REVOKED: Final = b"revoked session"
 _RENEWED: Final = b"renewed id"
+_NOBODYS: Final = bytes(PROOF_BYTES)
+"""The proof of a mark: nobody writes to one."""
 
 
 def marks_of(content: bytes) -> Iterator[str]:
@@ -161,7 +163,7 @@ class RevocableSession(CarriedSession):
         """Put a mark on the list; return False if it was there already."""
         now = self.handler.now()
         mark = Record(
-            _mark(what, who), self.handler.path, now, who.absolute, FOREVER, FOREVER, b"", now, grace=grace,
+            _mark(what, who), self.handler.path, now, who.absolute, FOREVER, FOREVER, _NOBODYS, now, grace=grace,
         )  # fmt: skip
         try:
             self._batch.store.create(mark)
