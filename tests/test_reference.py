@@ -1,7 +1,7 @@
 """Cases of earlier session systems, ported in our words, and their flaws as tests that they stay away."""
 
 import pytest
-from support import SECRET, Browser, Site, clocked, environ, plain_app, run
+from support import SECRET, Browser, Site, environ, plain_app, run
 
 from sessiontree import (
     BadCookie,
@@ -17,9 +17,44 @@ from sessiontree import (
     with_cookie,
     with_idle_timeout,
     with_max_age,
+    with_revocations,
+    with_store,
 )
 from sessiontree.handlers.codec import CookieCodec
+from sessiontree.stores.memory import MemoryStore
+from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock
+
+KEEPING = {
+    "carried": lambda clock, folder: [],
+    "revocable": lambda clock, folder: [with_revocations(MemoryStore(clock=clock))],
+    "memory": lambda clock, folder: [with_store(MemoryStore(clock=clock))],
+    "sqlite": lambda clock, folder: [with_store(SqliteStore(folder / "sessions.db", clock=clock))],
+}
+"""Where the sessions of every case here are kept, one after the other."""
+
+
+clocked = None
+"""Set by ``kept``: a function that returns a handler, whose sessions are kept in each way in turn, and its clock."""
+
+
+@pytest.fixture(autouse=True, params=KEEPING)
+def kept(request, tmp_path, monkeypatch):
+    opened = []
+
+    def make(name="visitor", *options):
+        clock = FakeClock()
+        kept = KEEPING[request.param](clock, tmp_path)
+        handler = Handler(name, SECRET, with_clock(clock), *kept, *options)
+        opened.append(handler.config.store)
+        return handler, clock
+
+    monkeypatch.setitem(globals(), "clocked", make)
+    yield
+    for store in opened:
+        if store is not None:
+            store.close()
+
 
 # -- Go handlers for sessions ---------------------------------------------------------------------------
 
