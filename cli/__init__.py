@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="browsers come over https, through a proxy in front: send Secure __Host- cookies",
     )
+    demo.add_argument(
+        "--store",
+        metavar="URL",
+        help="a store for the sessions, or 'cookies' to seal them in cookies (default: a SQLite file, gone at the end)",
+    )
     demo.set_defaults(run=_demo)
 
     text = "remove the expired records of a store"
@@ -71,7 +76,7 @@ def _keygen(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from .serve import serve  # noqa: PLC0415 - keygen needs neither werkzeug nor waitress
 
-    return serve(arguments.host, arguments.port, behind_tls=arguments.behind_tls)
+    return serve(arguments.host, arguments.port, behind_tls=arguments.behind_tls, store=arguments.store)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from werkzeug.wrappers import Request, Response
 
 from ..errors import CookieTooLarge, RejectedError
 from ..handlers import CookiePolicy, Csrf, Enforcer, Handler, chain
-from ..handlers.options import with_absolute_timeout, with_cookie, with_encryption, with_idle_timeout
+from ..handlers.options import with_absolute_timeout, with_cookie, with_encryption, with_idle_timeout, with_store
 from ..keys import Keys
 from . import pages
 from .notes import VISITS, form_name, form_next, form_note, notes_in
@@ -29,6 +29,8 @@ from .notes import VISITS, form_name, form_next, form_note, notes_in
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from ..stores import Store
 
 __all__ = ["Demo", "application"]
 
@@ -43,18 +45,19 @@ HEADERS: Final = {
 }
 
 
-def application(keys: Keys, policy: CookiePolicy) -> "WSGIApplication":
-    """Return the demo as a WSGI application."""
-    demo = Demo(keys, policy)
+def application(keys: Keys, policy: CookiePolicy, store: "Store | None" = None) -> "WSGIApplication":
+    """Return the demo as a WSGI application, its sessions in the store, or without one in sealed cookies."""
+    demo = Demo(keys, policy, store)
     return chain(dressed, demo.routed, demo.visitor, demo.csrf, demo.user, demo.sudo)(show)
 
 
 class Demo:
     """The handlers of the demo, and its views: each takes a request and returns a response."""
 
-    def __init__(self, keys: Keys, policy: CookiePolicy) -> None:
+    def __init__(self, keys: Keys, policy: CookiePolicy, store: "Store | None" = None) -> None:
         """Describe the three kinds of session, the guards, and which view answers what."""
-        self.visitor = Handler("visitor", keys, with_cookie(policy), with_encryption())
+        self.stored = store is not None
+        self.visitor = Handler("visitor", keys, with_cookie(policy), with_encryption(), with_store(store))
         self.user = self.visitor.spawn("user", with_idle_timeout(IDLE))
         self.sudo = self.user.spawn("sudo", with_absolute_timeout(SUDO))
         self.csrf = Csrf(self.visitor)
@@ -228,7 +231,7 @@ class Demo:
         token = self.csrf.token(request) if begin or self.visitor.loaded(request) else None
         flashes = [] if request.method == "HEAD" else self.visitor.session(request).flashes()
         texts = [str(text) for _, text in flashes]
-        return pages.Frame(request.path, token, self.user.session(request).subject, texts)
+        return pages.Frame(request.path, token, self.user.session(request).subject, texts, stored=self.stored)
 
     def _flash(self, request: Request, text: str) -> None:
         """Flash to the visitor, and keep only the latest few: a client that never looks must not fill its cookie."""

@@ -64,7 +64,7 @@ def form_note(form: Mapping[str, str], present: list[Note]) -> Note:
     if len(others) >= MOST_NOTES:
         raise ValueError(f"There are {MOST_NOTES} keys already: delete one, or let one expire.")
     if sum(_weight(each) for each in [*others, note]) > MOST_BYTES:
-        raise ValueError("All of it must fit in one cookie: delete a key, or write less.")
+        raise ValueError("All of it must fit in one session: delete a key, or write less.")
     return note
 
 

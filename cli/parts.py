@@ -39,6 +39,7 @@ class Frame:
     token: str | None = None
     name: str | None = None
     flashes: Sequence[str] = ()
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,18 @@ _PAGE: Final = Markup("""\
 <main class="wide">
 {flashes}{content}
 </main>
-<footer class="wide"><p>A demonstration. The sessions lie in sealed cookies: nobody but this server can read or
-change them. Ending one deletes the browser's copy; a copy kept elsewhere lasts until its deadline.</p></footer>
+<footer class="wide"><p>A demonstration. {kept}</p></footer>
 </body>
 </html>
 """)
+_IN_COOKIES: Final = (
+    "The sessions lie in sealed cookies: nobody but this server can read or change them. Ending one deletes the "
+    "browser's copy; a copy kept elsewhere lasts until its deadline."
+)
+_IN_A_STORE: Final = (
+    "The sessions lie in this server's store, each value sealed; the cookies only name them and prove whose they are. "
+    "Ending one ends every copy of its cookie, and nothing brings it back."
+)
 
 _LINKS: Final = (("/", "Home"), ("/account", "Account"), ("/admin", "Admin"))
 
@@ -101,7 +109,10 @@ def page(frame: Frame, title: str, content: Markup) -> Markup:
         for path, text in _LINKS
     ]
     flashes = [Markup('<p class="flash" role="status">{}</p>\n').format(text) for text in frame.flashes]
-    return _PAGE.format(title=title, links=_joined(links), who=_who(frame), flashes=_joined(flashes), content=content)
+    kept = _IN_A_STORE if frame.stored else _IN_COOKIES
+    return _PAGE.format(
+        title=title, links=_joined(links), who=_who(frame), flashes=_joined(flashes), content=content, kept=kept
+    )
 
 
 def _who(frame: Frame) -> Markup:

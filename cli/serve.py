@@ -6,37 +6,63 @@ import secrets
 import signal
 import sys
 import warnings
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from ..handlers import CookiePolicy
 from ..keys import KeyRing
+from ..stores import open_store
+from ..stores.sweeper import Sweeper
 from .demo import application
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
-__all__ = ["SECRET", "serve"]
+    from ..stores import Store
+
+__all__ = ["COOKIES", "SECRET", "serve"]
+
+COOKIES: Final = "cookies"
+"""In place of a store's URL: keep the sessions in the browser, sealed."""
 
 SECRET: Final = "SESSIONTREE_DEMO_SECRET"  # noqa: S105 - the variable's name, not a secret
 THREADS: Final = 8
 LARGEST_BODY: Final = 64 * 1024
 
 
-def serve(host: str, port: int, *, behind_tls: bool) -> int:
+def serve(host: str, port: int, *, behind_tls: bool, store: str | None) -> int:
     """Serve the demo until Ctrl-C or SIGTERM and return the exit code.
 
-    Raises ConfigError if the environment's secret is not fit to be one.
+    ``store`` is a store's URL, COOKIES, or None for a SQLite file that is gone with the demo; with a secret in the
+    environment, which is there to outlive it, None is COOKIES. Raises ConfigError if that secret is not fit to be one,
+    or no store has such a URL.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _serve(host, port, behind_tls=behind_tls)
+        with ExitStack() as at_the_end:
+            return _serve(host, port, behind_tls=behind_tls, store=_store(store, at_the_end))
     except KeyboardInterrupt:  # The server takes one for its end; this one came before or after.
         return 0
 
 
-def _serve(host: str, port: int, *, behind_tls: bool) -> int:
-    app = _application(KeyRing(os.environ.get(SECRET) or secrets.token_bytes(32)), behind_tls=behind_tls)
+def _store(url: str | None, at_the_end: ExitStack) -> "Store | None":
+    """Open the store, have it swept while the demo runs, and put all of it away at the end."""
+    if url == COOKIES or (url is None and os.environ.get(SECRET)):
+        return None
+    if url is None:
+        folder = at_the_end.enter_context(TemporaryDirectory(prefix="sessiontree-demo-"))
+        url = f"sqlite:///{folder}/sessions.db"
+    store = open_store(url)
+    at_the_end.callback(store.close)
+    at_the_end.enter_context(Sweeper(store))
+    return store
+
+
+def _serve(host: str, port: int, *, behind_tls: bool, store: "Store | None") -> int:
+    keys = KeyRing(os.environ.get(SECRET) or secrets.token_bytes(32))
+    app = _application(keys, behind_tls=behind_tls, store=store)
     try:
         server = _listen(app, host, port)
     except ModuleNotFoundError:
@@ -44,19 +70,19 @@ def _serve(host: str, port: int, *, behind_tls: bool) -> int:
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         return _failed(f"cannot listen on {host}, port {port}: {reason}. Choose another with --host or --port.")
-    _announce(host, _bound_port(server), behind_tls=behind_tls)
+    _announce(host, _bound_port(server), behind_tls=behind_tls, stored=store is not None)
     server.run()
     print("Stopped.", flush=True)
     return 0
 
 
-def _application(keys: KeyRing, *, behind_tls: bool) -> "WSGIApplication":
+def _application(keys: KeyRing, *, behind_tls: bool, store: "Store | None") -> "WSGIApplication":
     if behind_tls:
-        return application(keys, CookiePolicy())
+        return application(keys, CookiePolicy(), store)
     with warnings.catch_warnings():
         # _announce() says it in our own words.
         warnings.filterwarnings("ignore", message="The session cookie has no Secure attribute")
-        return application(keys, CookiePolicy(insecure_dev=True))
+        return application(keys, CookiePolicy(insecure_dev=True), store)
 
 
 def _listen(app: "WSGIApplication", host: str, port: int) -> Any:
@@ -73,7 +99,8 @@ def _bound_port(server: Any) -> int:
     return int(several[0][1] if several else server.effective_port)
 
 
-def _announce(host: str, port: int, *, behind_tls: bool) -> None:
+def _announce(host: str, port: int, *, behind_tls: bool, stored: bool) -> None:
+    print("The sessions are in a store." if stored else "The sessions are in sealed cookies.")
     if os.environ.get(SECRET):
         print(f"The secret is {SECRET}: sessions outlive this process.")
     else:

@@ -136,9 +136,9 @@ def answering(port, process):
             return
 
 
-@pytest.fixture(scope="module")
-def port():
-    with running() as (process, port):
+@pytest.fixture(scope="module", params=[(), ("--store", "cookies")], ids=["store", "cookies"])
+def port(request):
+    with running(*request.param) as (process, port):
         yield port
         process.terminate()
         assert "Traceback" not in process.communicate(timeout=10)[0]
@@ -612,6 +612,25 @@ def test_sessions_end_with_the_process_unless_it_is_given_a_secret():
             client = Client(port)
             client.jar = jar
             assert client.get("/account").status == status
+
+
+def test_a_store_of_ones_own_outlives_the_demo_and_a_logout_is_the_end_of_every_copy(tmp_path):
+    store, secret = ("--store", f"sqlite:///{tmp_path}/demo.db"), {"SESSIONTREE_DEMO_SECRET": token_hex(32)}
+    with running(*store, **secret) as (_, port):
+        jar = Client(port).login().jar
+    with running(*store, **secret) as (_, port):
+        client, thief = Client(port), Client(port)
+        client.jar, kept = jar, jar.header("127.0.0.1", "/", secure=False)
+        assert client.get("/account").status == 200
+        client.send("/logout", form="/logout")
+        assert thief.get("/account", Cookie=kept).status == 401
+
+
+@pytest.mark.parametrize("url", ["nothing://here", "sqlite:///no/such/folder/demo.db", "memory:x"])
+def test_a_store_that_cannot_be_is_one_line_and_no_traceback(url):
+    command = [sys.executable, "-m", "sessiontree", "demo", "--port", "0", "--store", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "Traceback" in done.stderr) == (1, 1, False)
 
 
 def test_behind_tls_the_cookies_are_secure_and_bound_to_the_host():
