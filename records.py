@@ -113,7 +113,7 @@ class Record(NamedTuple):
     """The deadline that every touch moves."""
 
     proof: bytes
-    """A hash of the id, or, of a server-only session, what was drawn at its birth."""
+    """A hash of the id, or, of a server-only session, what was drawn at its birth: 32 bytes."""
 
     seen: int
     """When it was last touched or written to."""

@@ -40,7 +40,7 @@ def expire(store, count):
     """Fill the store with so many records that expired a day ago."""
     over = store.clock.now() - DAY_MS
     for number in range(count):
-        store.create(Record(f"over{number}", "user", 0, over, over, over, b"p", 0))
+        store.create(Record(f"over{number}", "user", 0, over, over, over, b"p" * 32, 0))
 
 
 class Reports:
