@@ -6,16 +6,12 @@ act at once. A store that refuses a write, because the session was revoked or re
 SessionGone: nothing brings a dead session back.
 """
 
-from collections.abc import Callable, Mapping
 from hmac import compare_digest
-from secrets import randbelow
-from threading import Event
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import (
     BadSession,
-    CompareFailed,
     Conflict,
     Expired,
     HeadersSent,
@@ -23,11 +19,10 @@ from ..errors import (
     SessionGone,
     StoreError,
 )
-from ..records import Changes, Record, Version
-from ..serializer import IMMUTABLE
+from ..records import Changes, Record
 from .claim import Claim
-from .contents import Loaded, field_of
-from .context import AWAY, DATA, EXPIRED, IDENTITY, KEY, LIVE, LOST, ORPHANED, RENEWED, REVOKED, UNSEEN
+from .contents import Loaded
+from .context import AWAY, EXPIRED, IDENTITY, KEY, LIVE, ORPHANED, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SUBJECT, SessionInfo, live_pages
@@ -35,20 +30,14 @@ from .life import OVERLAP_MS, away, outdated
 from .loading import Batch
 from .metadata import Metadata
 from .token import Extras, Identity
-from .tracking import TrackedSession
-
-if TYPE_CHECKING:
-    from ..stores.protocol import Store
+from .writing import WritingSession
 
 __all__ = ["StoredSession"]
 
 MOST_HANDLES: Final = 3
-MOST_ATTEMPTS: Final = 1000
-PATIENT_ATTEMPTS: Final = 3
-LONGEST_WAIT_MS: Final = 8
 
 
-class StoredSession(TrackedSession):
+class StoredSession(WritingSession):
     """A session in a store, where two overlapping requests that write different keys both survive."""
 
     __slots__ = ("_answered", "_batch", "_claim", "_outdated", "_replaced")
@@ -66,10 +55,6 @@ class StoredSession(TrackedSession):
         self._replaced: list[str] | None = None  # The handles of what generate() replaced.
 
     # -- loading ---------------------------------------------------------------------------
-
-    @property
-    def _store(self) -> "Store":
-        return self.handler.backing  # type: ignore[return-value]
 
     def _take(self, claim: Claim) -> None:  # type: ignore[override]
         """Take a verified token's session over if the store says it is live; raise what fits if it is not."""
@@ -252,67 +237,6 @@ class StoredSession(TrackedSession):
     def _too_late(self) -> HeadersSent:
         return HeadersSent(f"The response has begun, so no new token of {self.handler.path!r} can reach the client.")
 
-    # -- writing ---------------------------------------------------------------------------
-
-    def incr(self, key: str, n: int = 1) -> int:
-        """Add ``n`` to the key's integer, which begins at 0, in the store and at once; return the sum.
-
-        The key keeps its expiry. Raises TypeError for what is no integer, SessionGone for a session that ended.
-        """
-        if type(n) is not int:
-            raise TypeError("incr() adds integers: n must be one.")
-        if not self._is_open() or self._record is None or self._is_unwritten(key):
-            return super().incr(key, n)
-        if not self.handler.contents.adds:
-            return int(self.update_key(key, lambda value: _sum(key, value, n), 0))
-        field = field_of(key)
-        sums = self._apply_now(Changes(adds={field: n}))
-        self._know(key, sums[field])
-        return sums[field]
-
-    def update_key(self, key: str, fn: Callable[[Any], Any], default: Any = None) -> Any:
-        """Replace the key's value by ``fn(value)``, or ``fn(default)``, in the store and at once; return the new value.
-
-        The key keeps its expiry. If another request was faster, ``fn`` is called again with what that one wrote.
-        """
-        if not self._is_open() or self._record is None or self._is_unwritten(key):
-            return super().update_key(key, fn, default)
-        record, field = self._record, field_of(key)
-        for attempt in range(MOST_ATTEMPTS):
-            now = self.handler.now()
-            before, deadline = record.contents(now).get(field, (None, 0))
-            value = fn(self._read(record, now).get(key, default))
-            self.handler.fields.admit(value)
-            content = self.handler.contents.write(record.handle, field, value)
-            try:
-                self._apply_now(Changes(sets={field: (content, deadline)}, expects={field: before}))
-            except CompareFailed:
-                _wait(attempt)
-                record = self._read_again(field)
-            else:
-                self._know(key, value)
-                return value
-        raise CompareFailed(f"The key {key!r} was changed by others each of {MOST_ATTEMPTS} times: try again later.")
-
-    def _read_again(self, field: str) -> Record:
-        record = self._store.load(handle_text(self._handle()), [field])
-        if record is None:
-            self._lose()
-            raise SessionGone("The session was revoked or has expired meanwhile: begin anew.")
-        return record
-
-    def _read(self, record: Record, now: int) -> dict[str, Any]:
-        data = self.handler.contents.read(record, now)
-        return data.data if isinstance(data, Loaded) else data
-
-    def _know(self, key: str, value: Any) -> None:
-        """Show the value that the store has by now."""
-        self._data[key] = value
-        if self._exposed is not None:
-            self._exposed.pop(key, None)
-        if value.__class__ not in IMMUTABLE:
-            self._expose(key, value)
-
     # -- the commit ------------------------------------------------------------------------
 
     def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
@@ -398,37 +322,6 @@ class StoredSession(TrackedSession):
             return False
         return True
 
-    def _apply(self, changes: Changes) -> Version:
-        """Apply, and if the store refuses or fails, remember it, so that nothing is tried twice."""
-        record: Record = self._record  # type: ignore[assignment]
-        try:
-            return self._store.apply(record.handle, record.proof, changes)
-        except SessionGone:
-            self._lose()
-            raise
-        except StoreError as error:
-            self._withdraw(error)
-            raise
-
-    def _apply_now(self, changes: Changes) -> Mapping[str, int]:
-        """Apply at once, and return what increments came to."""
-        self._version = version = self._apply(changes)
-        self._change(DATA)
-        return version.sums
-
-    def _withdraw(self, error: StoreError) -> None:
-        """Be neither readable nor writable in what is left of this request: nobody knows what the store has."""
-        emit(self.handler, "outage", reason=type(error).__name__)
-        self.state = AWAY
-        self._data = {}
-        self._ready = False
-
-    def _lose(self) -> None:
-        """Be gone: another request ended or renewed the session. The client may hold its new token already."""
-        emit(self.handler, "conflict", handle_text(self._handle()))
-        self._become(LOST)
-        self._context.changed = True
-
     def _needs_token(self, changes: Changes | None, *, failed: bool) -> bool:
         """Tell whether the client must be told: of a new id, a new key, a new life, or to keep the token longer."""
         if changes is not None and changes.proof is not None:
@@ -466,15 +359,3 @@ class StoredSession(TrackedSession):
             return []
         pages = live_pages(self._store, PARENT, handle_text(self._lineage()))
         return [SessionInfo.of(record) for page in pages for record in page][::-1]
-
-
-def _sum(key: str, value: Any, n: int) -> int:
-    if type(value) is not int:
-        raise TypeError(f"incr() adds to integers, and the key {key!r} holds something else.")
-    return value + n
-
-
-def _wait(attempt: int) -> None:
-    """Give way to whoever was faster: not at all at first, then for a random while of a few milliseconds."""
-    if attempt >= PATIENT_ATTEMPTS:
-        Event().wait(randbelow(LONGEST_WAIT_MS * 1000) / 1_000_000)
