@@ -12,7 +12,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from .errors import ConfigError
 
-__all__ = ["FOREVER", "LONGEST", "Clock", "Duration", "FakeClock", "SystemClock", "milliseconds"]
+__all__ = ["FOREVER", "LONGEST", "SKEW_MS", "Clock", "Duration", "FakeClock", "SystemClock", "milliseconds"]
 
 Duration = int | float | timedelta
 """A duration as callers give it: seconds, or a timedelta."""
@@ -22,6 +22,9 @@ LONGEST: Final = 10_000 * 365 * 86_400_000
 
 FOREVER: Final = 1 << 62
 """The deadline of what never expires, in milliseconds: later than any real one, and it fits 64 bits."""
+
+SKEW_MS: Final = 60_000
+"""How far apart the clocks of two machines may be, in milliseconds."""
 
 _ONE_MS: Final = timedelta(milliseconds=1)
 

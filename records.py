@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from .clock import FOREVER
+from .clock import FOREVER, SKEW_MS
 from .errors import CompareFailed, RecordTooLarge, SessionGone, StoreUnavailable, UsageError
 from .serializer import LARGEST_INT, SMALLEST_INT
 
@@ -160,7 +160,10 @@ class Record(NamedTuple):
 
     def admits(self, proof: bytes, now: int) -> bool:
         """Tell whether the proof may read: the current one, or in its grace the one before."""
-        return compare_digest(self.proof, proof) or (now < self.grace and compare_digest(self.previous, proof))
+        if compare_digest(self.proof, proof):
+            return True
+        # A clock that was set back to before the renewal gives the old proof no second grace.
+        return self.seen - SKEW_MS <= now < self.grace and compare_digest(self.previous, proof)
 
     def written(self, fields: bytes, seen: int) -> "Record":
         """Return the record with other fields and the next version. In one step, for every write does it."""
@@ -278,7 +281,7 @@ def _content(value: Any) -> Content:
 def pack(record: Record) -> bytes:
     """Return all of a record but its handle as bytes; raise UsageError for a proof that is not 32 bytes."""
     if len(record.proof) != PROOF_BYTES:
-        raise UsageError(f"The proof of a record has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+        raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
     tail = orjson.dumps([record.path, record.labels, record.agent, record.address, record.previous.hex()])
     head = _HEAD.pack(
         record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,

@@ -25,18 +25,17 @@ BUDGET = 1.5
 BATCH = 100
 """How many records are created, and then revoked, in one round."""
 
-LOAD, PARSE, APPLY, CREATE, REVOKE = "load", "load, and parse", "apply of one key", "create", "revoke"
+LOAD, PARSE, APPLY, BOTH = "load", "load, and parse", "apply of one key, not loaded lately", "load, apply of one key"
+CREATE, REVOKE = "create", "revoke"
 CALLS = {
     LOAD: "SELECT",
     PARSE: "SELECT, loads",
     APPLY: "SELECT, loads, dumps, UPDATE",
+    BOTH: "SELECT, loads, dumps, UPDATE",
     CREATE: "INSERT",
     REVOKE: "DELETE, synchronous FULL",
 }
 """What each verb is held against. A revocation is on the disk before it returns, so its floor waits for that too."""
-
-WHOLE = "SELECT of a whole record"
-"""For contrast: a record has 17 columns, and the floor reads one."""
 
 Lives = Mapping[str, tuple[Callable[[Record], object], Callable[[Record], object]]]
 """What creates a record and what revokes it, by case."""
@@ -69,13 +68,10 @@ def run(rounds: int, folder: Path, crowd: int) -> list[Result]:
         for seed, size in enumerate(SIZES, start=2):
             cases |= {f"{name} {size} {verb}": call for verb, call in _verbs(store, size, seed)}
         lives[name] = (store.create, lambda record, revoke=store.revoke: revoke(record.handle))
-    whole = Raw(folder / "ours.db")
-    handles = [record.handle for record in records(SESSIONS, seed=2)]
-    cases[f"raw small {WHOLE}"] = whole.select(handles, "SELECT * FROM sessions WHERE handle = ?")
     samples = measure(cases, rounds, stint=STINT_NS)
     for size in SIZES:
         samples.update(births_and_deaths(lives, size, rounds))
-    for engine in (whole, durable, raw, *stores.values()):
+    for engine in (durable, raw, *stores.values()):
         engine.close()
     return list(_results(samples, stores))
 
@@ -89,6 +85,7 @@ def _raw_verbs(raw: Raw, size: str, seed: int) -> Iterator[tuple[str, Call]]:
     yield LOAD, raw.select(handles)
     yield PARSE, raw.read(handles)
     yield APPLY, raw.write(handles)
+    yield BOTH, raw.write(handles)
 
 
 def _raw_life(raw: Raw, durable: Raw) -> tuple[Callable[[Record], object], Callable[[Record], object]]:
@@ -114,9 +111,15 @@ def _verbs(store: Store, size: str, seed: int) -> Iterator[tuple[str, Call]]:
     def change() -> None:
         apply(*next_proven(), Changes(sets={COUNTER: (Json(b"%d" % next_count()), 0)}))
 
+    def both() -> None:
+        handle, proof = next_proven()
+        load(handle)
+        apply(handle, proof, Changes(sets={COUNTER: (Json(b"%d" % next_count()), 0)}))
+
     yield LOAD, lambda: load(next_handle())
     yield PARSE, parse
     yield APPLY, change
+    yield BOTH, both
 
 
 def births_and_deaths(lives: Lives, size: str, rounds: int) -> Samples:
@@ -152,9 +155,6 @@ def _results(samples: Samples, stores: Mapping[str, Store]) -> Iterator[Result]:
                 row = f"bare sqlite3 {size}: {calls}" if name == "raw" else f"{name} {size}: {verb}"
                 verdict = Verdict.of(ratio.median, BUDGET, "x") if judged else None
                 yield Result(row, _us(taken), ratio, calls, verdict)
-    taken = net("raw", "small", WHOLE)
-    ratio = Spread.of(ratios(taken, net("raw", "small", LOAD)))
-    yield Result(f"bare sqlite3 small: {WHOLE}", _us(taken), ratio, CALLS[LOAD], None)
 
 
 def _us(nanoseconds: Sequence[float]) -> Spread:

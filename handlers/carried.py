@@ -39,9 +39,13 @@ class CarriedSession(Session):
             return self.handler.transport.erasure if self._is_to_be_forgotten(failed=failed) else None
         if failed:
             return self._renewed_only()
-        if self.handler.idles:
+        handler, changes, origin = self.handler, self._changes, self._origin
+        if changes == DATA and origin is not None and self._exposed is None and self._is_plain():
+            # What nearly every write is: plain data in place of plain data.
+            return self._header(origin[: self._rest] + handler.fields.pack(self._data, self._plain))
+        if handler.idles:
             self._touch_if_due()
-        changes, origin = self._changes, self._origin
+            changes = self._changes
         if self._exposed is not None and self._changed_in_place(self._exposed):
             changes |= DATA
             self._plain = False
@@ -49,23 +53,26 @@ class CarriedSession(Session):
             return None
         head = self._who().write() if changes & IDENTITY or origin is None else origin[: self._rest]
         if not changes & DATA and origin is not None:
-            return self._written(head + origin[self._rest :])
-        rest = self.handler.fields.pack(self._data, self._plain)
+            return self._header(head + origin[self._rest :])
+        rest = handler.fields.pack(self._data, self._plain)
         if self._extras is not None:
             rest = write_rest(self._extras, rest)
-        return self._written(head + rest)
+        return self._header(head + rest)
+
+    def _is_plain(self) -> bool:
+        """Tell whether there is nothing but keys that last, in a session that no look has to prolong."""
+        return self._extras is None and not self.handler.idles
 
     def _renewed_only(self) -> str | None:
         """Return the session as it came, but for its new id, if it has one."""
         if not self._changes & RENEWED or self._origin is None:
             return None
         came = Identity.read(self._origin)
-        return self._written(came._replace(id=self._who().id).write() + self._origin[self._rest :])
+        return self._header(came._replace(id=self._who().id).write() + self._origin[self._rest :])
 
-    def _written(self, content: bytes) -> str:
+    def _header(self, content: bytes) -> str:
         """Return the response header's value, if browsers would keep it."""
-        transport = self.handler.transport
-        value = f"{transport.before}{self.handler.tokens.seal(content)}{transport.after}"
+        value = self.handler.line(content)
         if content[0] & SEPARATE:
             value += self._lasting(Identity.read(content))
         if len(value) > LARGEST_SET_COOKIE:

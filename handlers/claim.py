@@ -4,6 +4,7 @@ form, absolute deadline, version, handle, size of the id     1 + 8 + 8 + 20 + 1 
 the id
 """
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -12,7 +13,7 @@ from ..keys import KeyRing
 from .codec import Remembering, SignedTokens
 from .ids import HANDLE_BYTES, handle_text, proof_of
 
-__all__ = ["Claim", "ClaimTokens"]
+__all__ = ["Claim", "ClaimTokens", "written"]
 
 _HEAD: Final = Struct(f">BQQ{HANDLE_BYTES}sB")
 _FORM: Final = 0x20
@@ -30,6 +31,12 @@ class Claim(NamedTuple):
     id: str
 
 
+def written(absolute: int, version: int, handle: bytes, session_id: str) -> bytes:
+    """Return what the token of this record says."""
+    raw = session_id.encode()
+    return _HEAD.pack(_FORM, absolute, version, handle, len(raw)) + raw
+
+
 class ClaimTokens(Remembering[Claim]):
     """Signed tokens of stored sessions. What one says is remembered with it, so its id is hashed once."""
 
@@ -43,8 +50,11 @@ class ClaimTokens(Remembering[Claim]):
 
     def seal(self, absolute: int, version: int, handle: bytes, session_id: str) -> str:
         """Return the token that claims this record."""
-        raw = session_id.encode()
-        return self._tokens.seal(_HEAD.pack(_FORM, absolute, version, handle, len(raw)) + raw)
+        return self._tokens.seal(written(absolute, version, handle, session_id))
+
+    def sealer(self, before: str = "", after: str = "") -> Callable[[bytes], str]:
+        """Return a function that returns the token for what ``written`` returns, with this text around it."""
+        return self._tokens.sealer(before, after)
 
     def _verified(self, token: str) -> Claim:
         content = self._tokens._verified(token)  # noqa: SLF001 - beneath its memory, for ours holds the same token

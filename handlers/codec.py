@@ -11,7 +11,7 @@ so base64 has neither ``=`` nor a spare bit that could be flipped unseen. They s
 opened: JSON ignores them, and cutting them off would copy every token once more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -70,6 +70,10 @@ class TokenCodec(Protocol):
         """Return the token that holds the content."""
         ...
 
+    def sealer(self, before: str = "", after: str = "") -> "Callable[[bytes], str]":
+        """Return a function that returns the token for a content, with this text around it."""
+        ...
+
     def open(self, token: str) -> bytes:
         """Return the content, maybe with blanks behind it.
 
@@ -126,7 +130,10 @@ class Remembering(Generic[T]):
 class SignedTokens(Remembering[bytes]):
     """Tokens that anyone can read and only a holder of the key can make."""
 
-    __slots__ = ("_mac", "_macs", "_prefix_size", "current")
+    __slots__ = ("_mac", "_macs", "_prefix_size", "current", "seal")
+
+    seal: Callable[[bytes], str]
+    """Returns the token that holds the content."""
 
     def __init__(self, keys: KeyRing, purpose: str, path: str) -> None:
         """Bind to a ring, a purpose and a handler path."""
@@ -136,16 +143,22 @@ class SignedTokens(Remembering[bytes]):
         self.current = _prefix(subkeys[0][0])
         self._mac = self._macs[self.current]
         self._prefix_size = len(self.current)
+        self.seal = self.sealer()
 
-    def seal(self, content: bytes) -> str:
-        """Return the token that holds the content."""
-        content += PADDINGS[-(len(content) + MAC_BYTES) % 3]
-        mac = self._mac.copy()
-        if len(content) <= PIECE:
-            mac.update(content)
-        else:
-            _feed(mac, content)
-        return self.current + encode(content + mac.finalize()).decode("ascii")
+    def sealer(self, before: str = "", after: str = "") -> Callable[[bytes], str]:
+        """Return a function that returns the token for a content, with this text around it."""
+        start, keyed = before + self.current, self._mac
+
+        def seal(content: bytes) -> str:
+            content += PADDINGS[-(len(content) + MAC_BYTES) % 3]
+            mac = keyed.copy()
+            if len(content) <= PIECE:
+                mac.update(content)
+            else:
+                _feed(mac, content)
+            return start + encode(content + mac.finalize()).decode("ascii") + after
+
+        return seal
 
     def _verified(self, token: str) -> bytes:
         size = self._prefix_size
@@ -215,7 +228,10 @@ class _Epochs:
 class SealedTokens(Remembering[bytes]):
     """Tokens that only a holder of the key can make or read."""
 
-    __slots__ = ("_epochs", "_prefix_size", "current")
+    __slots__ = ("_epochs", "_prefix_size", "current", "seal")
+
+    seal: Callable[[bytes], str]
+    """Returns the token that holds the content."""
 
     def __init__(self, keys: KeyRing, purpose: str, path: str, clock: Clock) -> None:
         """Bind to a ring, a purpose, a handler path, and the clock that tells the epoch."""
@@ -224,18 +240,24 @@ class SealedTokens(Remembering[bytes]):
         self._epochs = _Epochs(tuple((_prefix(name), key) for name, key in subkeys), clock)
         self.current = self._epochs.current
         self._prefix_size = len(self.current)
+        self.seal = self.sealer()
 
-    def seal(self, content: bytes) -> str:
-        """Return the token that holds the content."""
-        _, epoch, cipher = self._epochs.latest()
-        first = nonce()
-        if len(content) <= LONGEST_SINGLE:
-            content += PADDINGS[-(len(content) + HEADER_BYTES + TAG_BYTES) % 3]
-            return self.current + encode(epoch + first + cipher.encrypt(first, content, ONLY)).decode("ascii")
-        content += PADDINGS[-(len(content) + HEADER_BYTES + 2 * TAG_BYTES) % 3]
-        head = cipher.encrypt(first, content[:SEGMENT], FIRST)
-        tail = cipher.encrypt(_next(first), content[SEGMENT:], SECOND)
-        return self.current + encode(b"".join((epoch, first, head, tail))).decode("ascii")
+    def sealer(self, before: str = "", after: str = "") -> Callable[[bytes], str]:
+        """Return a function that returns the token for a content, with this text around it."""
+        start, latest = before + self.current, self._epochs.latest
+
+        def seal(content: bytes) -> str:
+            _, epoch, cipher = latest()
+            first = nonce()
+            if len(content) <= LONGEST_SINGLE:
+                content += PADDINGS[-(len(content) + HEADER_BYTES + TAG_BYTES) % 3]
+                return start + encode(epoch + first + cipher.encrypt(first, content, ONLY)).decode("ascii") + after
+            content += PADDINGS[-(len(content) + HEADER_BYTES + 2 * TAG_BYTES) % 3]
+            head = cipher.encrypt(first, content[:SEGMENT], FIRST)
+            tail = cipher.encrypt(_next(first), content[SEGMENT:], SECOND)
+            return start + encode(b"".join((epoch, first, head, tail))).decode("ascii") + after
+
+        return seal
 
     def _verified(self, token: str) -> bytes:
         prefix = token[: self._prefix_size]

@@ -41,7 +41,9 @@ ENDED: Final = 32  # A session whose token the client holds was revoked or had e
 class Context:
     """What the sessions of one request share. It knows no session, no environ and no start_response."""
 
-    __slots__ = ("address", "agent", "batches", "changed", "done", "ended", "late", "replacing", "turn", "vary")
+    __slots__ = (
+        "address", "agent", "batches", "changed", "done", "ended", "late", "over", "replacing", "turn", "vary",
+    )  # fmt: skip
 
     agent: str
     address: str
@@ -64,4 +66,5 @@ class Context:
         self.vary = ""  # The request headers that the response depends on, because a session was looked at.
         self.batches: dict[int, Batch] | None = None  # What was read from each store.
         self.replacing = False  # Whether any session has something to end before others are written.
+        self.over = False  # Whether the request has ended, so that nothing more can be written in it.
         self.late = False  # Whether anything was written to a stored session since the headers went out.

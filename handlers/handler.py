@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from ..clock import FOREVER
 from ..errors import ConfigError, UsageError
 from ..keys import KeyRing, Keys
 from ..serializer import CustomFields, JsonSerializer
@@ -50,6 +51,7 @@ class Handler:
     vary: str = field(compare=False)
     find: "Callable[[str], list[str]]" = field(compare=False)
     tokens: Any = field(compare=False)
+    line: "Callable[[bytes], str]" = field(compare=False)
     fields: JsonSerializer | CustomFields = field(compare=False)
     now: "Callable[[], int]" = field(compare=False)
     idles: bool = field(compare=False)
@@ -150,21 +152,23 @@ class Handler:
     def revoke_all(self, subject: str, keep: "Session | str | None" = None) -> int:
         """Log a subject out everywhere, but for the session to keep; return how many sessions were ended.
 
-        It goes on until none that was bound at or before its start is left.
+        It goes on until none that was bound at or before its start is left. Whatever is listed at first is ended
+        however it is stamped, for the clocks of several machines differ.
         """
         store, start = self._store(f"revoke_all({subject!r})"), self.now()
         kept = keep.handle if isinstance(keep, Session) else keep
-        ended = 0
+        latest, ended = FOREVER, 0
         while True:
             doomed = [
                 record.handle
                 for page in live_pages(store, SUBJECT, subject)
                 for record in page
-                if record.path == self.path and record.handle != kept and record.authenticated <= start
+                if record.path == self.path and record.handle != kept and record.authenticated <= latest
             ]
             ended += sum(store.revoke(handle) for handle in doomed)
             if not doomed:
                 return ended
+            latest = start
 
     def revoke(self, handle: str, subject: str | None = None) -> bool:
         """End a session by its public name; return whether it was live.
@@ -187,12 +191,17 @@ class Handler:
 
     def _store(self, call: str) -> "Store":
         if self.config.store is None:
-            raise ConfigError(f"{call} needs a store: {self.path!r} keeps its sessions in the browser, one by one.")
+            raise ConfigError(
+                f"{call} needs a store: {self.path!r} keeps its sessions in the browser: add with_store()."
+            )
         return self.config.store
 
     def _check_server_only(self, call: str) -> None:
         if not self.config.server_only:
-            raise UsageError(f"{call}() is for server-only sessions, and clients hold those of {self.path!r}.")
+            raise UsageError(
+                f"{call}() is for server-only sessions, and clients hold those of {self.path!r}: use load(request), "
+                "or add server_only()."
+            )
 
     def __repr__(self) -> str:
         """Show the path; secrets stay in the ring."""
@@ -232,7 +241,7 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         )
     path = "/".join([*(ancestor.name for ancestor in reversed(ancestors)), config.name])
     fields = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
-    carrier = _transport(config, path)
+    carrier, tokens = _transport(config, path), _tokens(config, path)
     settled: dict[str, Any] = {
         "config": config,
         "parent": parent,
@@ -241,7 +250,8 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         "transport": carrier,
         "vary": carrier.vary,
         "find": carrier.tokens,
-        "tokens": _tokens(config, path),
+        "tokens": tokens,
+        "line": tokens.sealer(carrier.before, carrier.after),
         "fields": fields,
         "now": config.clock.now,
         "idles": config.idle > 0,

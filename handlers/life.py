@@ -6,7 +6,7 @@ A session is judged after its parent, and again whenever the parent has changed 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ..clock import FOREVER
+from ..clock import FOREVER, SKEW_MS
 from ..errors import (
     BadCookie,
     BadSession,
@@ -49,9 +49,6 @@ LONGEST_TOUCH_INTERVAL_MS: Final = 60_000
 
 OVERLAP_MS: Final = 10_000
 """How long after a renewal a request that began with the old id may still come in, in milliseconds."""
-
-SKEW_MS: Final = 60_000
-"""How far ahead of ours another machine's clock may be, in milliseconds."""
 
 
 class Life:
@@ -129,7 +126,7 @@ class Life:
             raise _again(self._refusal)
         if self.state == ORPHANED:
             raise ParentInvalid("The parent session ended in this request.")
-        raise BadSession("The session was revoked in this request.")
+        raise BadSession("The session was revoked, in this request or by another one.")
 
     def _look(self) -> dict[str, Any]:
         """Judge anew if any session of this request has begun or ended since, drop expired keys, return the data."""
@@ -296,13 +293,23 @@ class Life:
 
     def _check_lineage(self, parent: "Life", handle: bytes, now: int) -> None:
         """Raise ParentInvalid unless the parent's session is live and has this handle. It was looked at just before."""
+        self._check_parent_lives(parent, now)
+        if parent._lineage() != handle:
+            raise self._without(parent)
+
+    def _check_parent_lives(self, parent: "Life", now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live."""
         if parent.state == AWAY:
             raise away()
-        if parent.state != LIVE or now >= parent._ends or parent._lineage() != handle:
-            if parent.has_ended:
-                self.state = EXPIRED
-                self._context.changed = True
-            raise ParentInvalid("The parent session is not live, or is another one.")
+        if parent.state != LIVE or now >= parent._ends:
+            raise self._without(parent)
+
+    def _without(self, parent: "Life") -> ParentInvalid:
+        """Note what becomes of the client's token, and return the reason."""
+        if parent.has_ended:
+            self.state = EXPIRED
+            self._context.changed = True
+        return ParentInvalid("The parent session is not live, or is another one.")
 
     def _refuse(self, refusal: RejectedError) -> None:
         """Stay absent, and keep the reason."""
@@ -366,7 +373,9 @@ class Life:
         """Raise SessionGone if the session was ended in this request and no new one can take its place."""
         if self.state == AWAY:
             raise away()
-        if self.state in {REVOKED, LOST} or (self.state == ORPHANED and not self._parent_is_live()):
+        if self.state == LOST:
+            raise SessionGone("Another request ended or renewed this session: let the client send this one again.")
+        if self.state == REVOKED or (self.state == ORPHANED and not self._parent_is_live()):
             raise SessionGone(
                 f"The session {self.handler.path!r} was revoked in this request: begin a new one with generate()."
             )
@@ -414,9 +423,13 @@ class Life:
         ends = self._who().idle
         # Due after the interval; at once if the timeout is new or was shortened by more than clocks may differ; never
         # for what is over.
-        due = ends - idle + interval <= now or ends > now + idle + interval
+        due = ends - idle + interval <= now or self._is_shortened(now, idle, interval)
         if due and now < self._ends_at():
             self._move(idle=now + idle)
+
+    def _is_shortened(self, now: int, idle: int, interval: int) -> bool:
+        """Tell whether the timeout was longer at the last touch, by more than clocks may differ."""
+        return self._who().idle > now + idle + interval
 
     # -- ending ----------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..errors import BadCookie
+from ..errors import BadCookie, StoreUnavailable
 
 if TYPE_CHECKING:
     from ..records import Record
@@ -17,13 +17,14 @@ __all__ = ["Batch"]
 class Batch:
     """The records of one request in one store. It knows handlers and the text that may hold their tokens."""
 
-    __slots__ = ("_found", "_wanted", "store")
+    __slots__ = ("_found", "_is_down", "_wanted", "store")
 
     def __init__(self, store: "Store", wanted: "list[tuple[Handler, str]]") -> None:
         """Begin without any record; load what these handlers' tokens name once anything is loaded."""
         self.store = store
         self._wanted = wanted
         self._found: dict[str, Record | None] = {}
+        self._is_down = False  # Whether the store did not answer: one wait for it is enough for a request.
 
     def record(self, handle: str) -> "Record | None":
         """Return the live record; raise StoreUnavailable if the store does not answer."""
@@ -40,16 +41,14 @@ class Batch:
 
     def _load(self, handles: list[str]) -> None:
         """Load these and all that is wanted, all in one trip."""
-        if self._wanted:
-            wanted, self._wanted = self._wanted, []
-            try:
-                handles = list(dict.fromkeys([*handles, *_named(wanted)]))
-                self._fetch(handles)
-            except BaseException:
-                self._wanted = wanted
-                raise
-        else:
-            self._fetch(handles)
+        if self._is_down:
+            raise StoreUnavailable("The store of this session did not answer a moment ago: send the request again.")
+        wanted, self._wanted = self._wanted, []
+        try:
+            self._fetch(list(dict.fromkeys([*handles, *_named(wanted)])))
+        except StoreUnavailable:
+            self._is_down = True
+            raise
 
     def _fetch(self, handles: list[str]) -> None:
         if len(handles) == 1:

@@ -155,12 +155,14 @@ def fixed_id(session_id: str) -> Option:
     return _option(fixed_id=checked_id(session_id))
 
 
-def with_outage(answer: str) -> Option:
+def with_outage(answer: str, stale_for: Duration | None = None) -> Option:
     """Choose what a look does while the store does not answer.
 
     ``"raise"`` raises StoreUnavailable, which becomes a 503 if it escapes; ``"anonymous"`` shows an empty session that
     cannot be written to. Neither replaces a cookie or logs anyone out.
     """
+    if answer == "stale" or stale_for is not None:
+        raise ConfigError("with_outage('stale') serves what a cache still has, and no handler can have a cache yet.")
     if answer not in OUTAGES:
         raise ConfigError(f"with_outage() takes one of {', '.join(map(repr, OUTAGES))}, not {answer!r}.")
     return _option(outage=answer)

@@ -133,12 +133,17 @@ class Registry:
         salvaged = ((session, session.salvage()) for session in self._sessions.values())
         return [(session.handler.transport.response_header, token) for session, token in salvaged if token is not None]
 
-    def finish(self) -> None:
-        """Write what stored sessions changed after the headers went out; what then goes wrong is an event."""
-        if self._context is not None and self._context.late:
-            self._context.late = False
+    def end(self, *, failed: bool = False) -> None:
+        """Close the request. What stored sessions changed after the headers is written first, unless it failed."""
+        context = self._context
+        self.closed = True
+        if context is None:
+            return
+        if context.late and self.done and not failed:
+            context.late = False
             for session in self._sessions.values():
                 session.finish()
+        context.over = True
 
     def _batch(self, store: "Store", context: Context, environ: Environ) -> Batch | None:
         """Return what loads in one trip for all handlers that read from this store, if there are several."""

@@ -7,7 +7,7 @@ token's own deadline; a look costs one lookup for the whole chain. All data stil
 from collections.abc import Iterator
 from typing import Final
 
-from ..clock import FOREVER, Duration, milliseconds
+from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import BadSession, Conflict, SessionGone
 from ..records import PROOF_BYTES, Record
 from .carried import CarriedSession
@@ -71,7 +71,7 @@ class RevocableSession(CarriedSession):
             self._is_dead = True
             raise BadSession("The session was revoked.")
         if renewed is not None:
-            if self.handler.now() >= renewed.grace:
+            if not renewed.created - SKEW_MS <= self.handler.now() < renewed.grace:
                 # The new token may be under way to the client: nothing is forgotten, and for a while nothing is
                 # begun that would take the new token's place.
                 self._outdated = self.handler.now() < renewed.grace + OVERLAP_MS
@@ -97,6 +97,11 @@ class RevocableSession(CarriedSession):
     def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
         """Return what the client is told: of an old id in its grace nothing, for a new token may be under way."""
         return None if self._outdated and self.state == LIVE else super().answer(failed)
+
+    def _be_there(self) -> None:
+        """Raise for an id that was renewed away: in its grace it reads, and begins nothing."""
+        if self._outdated:
+            raise outdated()
 
     def _not_gone(self) -> None:
         super()._not_gone()

@@ -96,6 +96,7 @@ class ServerOnlySession(StoredSession):
     def _still_open(self) -> None:
         """Nothing of it travels, so that headers are out does not matter; the write then comes at the end."""
         if self._context.done:
+            self._check_not_over()
             self._context.late = True
 
     def regenerate(self) -> None:
@@ -111,6 +112,11 @@ class ServerOnlySession(StoredSession):
 
     def answer(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
         """Write to the store what it lacks; no client is told."""
+        if failed and self.state == LIVE and self._record is None:
+            # A failed response begins nothing, and ends nothing in its place.
+            self._replaced = None
+            self._become(ABSENT)
+            self._refusal = NoSession("There is no session of this id.")
         super().answer(failed)
 
     def incr(self, key: str, n: int = 1) -> int:
@@ -122,6 +128,9 @@ class ServerOnlySession(StoredSession):
         """Replace the key's value, in the store and at once; the session is created if it does not exist."""
         self._be_there()
         return super().update_key(key, fn, default)
+
+    def _is_nobodys(self) -> bool:
+        return False
 
     def _be_there(self) -> None:
         """Create the session now, so that what follows is atomic among those who begin it at the same time."""
@@ -136,7 +145,7 @@ class ServerOnlySession(StoredSession):
         if self._record is None:
             self._create()
         else:
-            self._update(failed=False)
+            self._update(failed=False, late=True)
 
     def _create(self) -> None:
         """Insert the record, or, if another request was faster, write into what that one created."""
@@ -192,6 +201,9 @@ def generated(handler: "Handler", session_id: str, parent: "Session | str | None
         return session
     if session.state != ABSENT:
         session.require()
+    above = session.parent
+    if isinstance(above, StoredSession) and above.state == LIVE and above._record is None:
+        raise UsageError("The parent session is not in its store yet: commit() it first, or begin the child later.")
     session.begin()
     session.answer(failed=False)
     return session

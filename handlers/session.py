@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from ..clock import FOREVER, Duration, milliseconds
+from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import ConfigError, KeyNotFound, SessionGone, UsageError
 from ..serializer import IMMUTABLE, JsonSerializer
 from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, RENEWED, REVOKED
 from .events import emit
 from .ids import generated_id, handle_text
-from .life import SKEW_MS, Life, away
+from .life import Life, away
 from .metadata import Metadata
 from .token import Extras, Identity
 
@@ -340,7 +340,7 @@ class Session(Life, MutableMapping[str, Any]):
 
         Raises ConfigError for a session that the client carries: only a store can list the children.
         """
-        raise ConfigError(f"children() needs a store: {self.handler.path!r} keeps its sessions in the browser.")
+        raise ConfigError(f"children() needs a store: add with_store() to {self.handler.path!r}.")
 
     # -- flash messages --------------------------------------------------------------------
 

@@ -18,11 +18,12 @@ from ..errors import (
     RejectedError,
     SessionGone,
     StoreError,
+    UsageError,
 )
 from ..records import Changes, Record
-from .claim import Claim
+from .claim import Claim, written
 from .contents import Loaded
-from .context import AWAY, EXPIRED, IDENTITY, KEY, LIVE, ORPHANED, RENEWED, REVOKED, UNSEEN
+from .context import AWAY, BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SUBJECT, SessionInfo, live_pages
@@ -50,6 +51,7 @@ class StoredSession(WritingSession):
         self._track()
         self._batch = batch
         self._claim = None
+        self._lost = None
         self._answered: str | None = None
         self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
         self._replaced: list[str] | None = None  # The handles of what generate() replaced.
@@ -63,6 +65,8 @@ class StoredSession(WritingSession):
         if now >= claim.absolute:
             self._see_dead(claim.handle)
             raise self._dead(claim.handle, Expired("The session has expired: begin a new one."))
+        if self._parent is not None:
+            self._check_parent_lives(self._parent, now)
         record = self._store.load(claim.handle) if batch is None else batch.record(claim.handle)
         if record is None:
             raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
@@ -71,7 +75,7 @@ class StoredSession(WritingSession):
         if record.path != handler.path or (self._outdated and not record.admits(claim.proof, now)):
             # It was renewed, and the new token may be under way to the client: nothing is forgotten, and for a
             # while nothing is begun that would take the new token's place.
-            self._outdated = now < record.grace + OVERLAP_MS
+            self._outdated = now < record.seen + OVERLAP_MS
             raise BadSession("The session has another id by now.")
         self._claim = claim
         self._adopt(record, now)
@@ -79,7 +83,10 @@ class StoredSession(WritingSession):
     def _see_dead(self, handle: str) -> None:
         """Have the store see that a session has expired, and so forget it, lest a clock set back should revive it."""
         try:
-            self._store.load(handle, ())
+            if self._batch is None:
+                self._store.load(handle, ())
+            else:
+                self._batch.record(handle)
         except StoreError as error:
             emit(self.handler, "outage", handle, type(error).__name__)
 
@@ -99,7 +106,10 @@ class StoredSession(WritingSession):
             data = self.handler.contents.read(record, now)
         except Exception as error:  # A serializer of the user's may raise anything.
             emit(self.handler, "corrupt", record.handle, type(error).__name__)
-            raise BadSession("The session's data cannot be read back.") from error
+            raise BadSession(
+                "The session's data cannot be read back: it was written with another serializer or encryption, or with "
+                "a key that is no longer in the ring."
+            ) from error
         self._ready = parent is None and not self._outdated
         if labels or data.__class__ is not dict:
             data = self._adopt_extras(record, data)
@@ -161,7 +171,19 @@ class StoredSession(WritingSession):
         if self._context.done:
             if self.state != LIVE or self._record is None:
                 super()._still_open()
+            self._check_not_over()
             self._context.late = True
+
+    def _check_not_over(self) -> None:
+        if self._context.over:
+            raise HeadersSent(
+                "The request is over, so nothing more is written in it: write before, or commit() by hand."
+            )
+
+    def _be_there(self) -> None:
+        """Raise for an id that was renewed away: in its grace it reads, and begins nothing."""
+        if self._outdated:
+            raise outdated()
 
     def _not_gone(self) -> None:
         super()._not_gone()
@@ -189,10 +211,10 @@ class StoredSession(WritingSession):
 
     def _begin(self) -> None:
         """Begin a session; the record of the one before is revoked at the commit."""
-        old = self._record if self.state in {LIVE, ORPHANED} and not self._outdated else None
+        old = self._record.handle if self._record is not None and not self._outdated else self._lost
         super()._begin()
         if old is not None:
-            self._replaced = [*(self._replaced or ()), old.handle]
+            self._replaced = [*(self._replaced or ()), old]
             self._context.replacing = True
 
     def _become(self, state: int) -> None:
@@ -200,6 +222,7 @@ class StoredSession(WritingSession):
         self._track()
         self._outdated = False
         self._claim = None
+        self._lost = None
 
     def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
         """Revoke what ``generate()`` replaced, unless the response failed."""
@@ -223,6 +246,10 @@ class StoredSession(WritingSession):
             if self._record is not None:
                 self._store.revoke(self._record.handle)
             self._end(REVOKED)
+        elif self._lost is not None:
+            # Another request renewed it, or ended it already: this one had proved whose it is all the same.
+            self._store.revoke(self._lost)
+            self._become(REVOKED)
 
     def renew(self, grace: Duration = 0) -> None:
         """Give the session a new id; its data, its handle and its children stay.
@@ -231,8 +258,15 @@ class StoredSession(WritingSession):
         """
         if self._context.done:
             raise self._too_late()
+        if self._is_nobodys():
+            raise UsageError("This session was loaded by its handle: only the client's own request can renew its id.")
         super().renew(grace)
         self._grace = milliseconds(grace)
+
+    def _is_nobodys(self) -> bool:
+        """Tell whether no client of this request holds the session's id."""
+        self._look()
+        return self.state == LIVE and self._claim is None and not self._changes & BEGUN
 
     def _too_late(self) -> HeadersSent:
         return HeadersSent(f"The response has begun, so no new token of {self.handler.path!r} can reach the client.")
@@ -247,14 +281,26 @@ class StoredSession(WritingSession):
             return self.handler.transport.erasure if self._is_to_be_forgotten(failed=failed) else None
         if self._outdated:
             return None  # The new token may be under way to the client.
-        if self._record is None:
+        record = self._record
+        if record is None:
             self._create()
             self._answered = self._line()
+        elif self._changes == DATA and not failed and self._is_plain(record):
+            # What nearly every write is: a few keys and nothing else.
+            if self._written:
+                changes = Changes(*self._edits(record.handle))
+                self._apply(changes)
+                self._applied.append(changes)
+                self._written.clear()
         else:
             self._update(failed=failed)
             if failed:
-                self._drop_edits(self._record)
+                self._drop_edits()
         return self._answered
+
+    def _is_plain(self, record: Record) -> bool:
+        """Tell whether the session has nothing but keys that last, none of which could change in place."""
+        return self._exposed is None and self._extras is None and not (record.labels or self.handler.idles)
 
     def salvage(self) -> str | None:
         """Return the new token of a renewal that the store has made already."""
@@ -272,7 +318,16 @@ class StoredSession(WritingSession):
 
     def _write_late(self) -> None:
         if self._record is not None:
-            self._update(failed=False)
+            self._update(failed=False, late=True)
+
+    def _drop_edits(self) -> None:
+        """Forget what a failed response would have changed, so that nothing of it is written later."""
+        who, record = self._who(), self._known()
+        self._written, self._sent, self._exposed, self._extras = {}, [], None, None
+        self._identity = who._replace(own=record.own, idle=record.idle)
+        self._changes &= ~(DATA | IDENTITY)
+        data = self.handler.contents.read(record, self.handler.now())
+        self._data = self._adopt_extras(record, data)
 
     def _create(self) -> None:
         """Insert the record; a handle that exists already is another session's, so a new one is drawn."""
@@ -295,20 +350,27 @@ class StoredSession(WritingSession):
         try:
             self._store.create(record)
         except StoreError as error:
-            self._withdraw(error)
+            emit(self.handler, "outage", record.handle, type(error).__name__)
             raise
         self._version = 1
 
-    def _update(self, *, failed: bool) -> None:
+    def _update(self, *, failed: bool, late: bool = False) -> None:
         """Apply what this request changed."""
         record, asked = self._record, self._changes & IDENTITY
-        changes = self._renewal_only() if failed else self._pending()
-        if changes is not None and record is not None:
+        changes = self._renewal_only() if failed else self._pending(late=late)
+        if record is None:
+            return
+        if changes is None and self._changes & KEY and not failed and self._answered is None:
+            changes = Changes(seen=self.handler.now())  # Only a token that is still the newest is signed again.
+        if changes is not None:
             if not asked and changes.is_touch:
                 if not self._is_touched(record, changes):
+                    self._identity = None
+                    self._changes &= ~(IDENTITY | KEY)
                     return
             else:
-                self._version = self._apply(changes)
+                self._apply(changes)
+            self._applied.append(changes)
             self._settle(record if changes.is_data else self._after(record, changes))
         if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):
             self._answered = self._line(failed=failed)
@@ -324,6 +386,8 @@ class StoredSession(WritingSession):
 
     def _needs_token(self, changes: Changes | None, *, failed: bool) -> bool:
         """Tell whether the client must be told: of a new id, a new key, a new life, or to keep the token longer."""
+        if self._claim is None and not self._changes & BEGUN:
+            return False  # It was loaded by its handle, and no client of this request holds it.
         if changes is not None and changes.proof is not None:
             return True
         if failed:
@@ -336,11 +400,10 @@ class StoredSession(WritingSession):
 
     def _line(self, *, failed: bool = False) -> str:
         """Return the response header's value that gives the client its token; after a failure, for the life it had."""
-        who, transport = self._who(), self.handler.transport
+        who = self._who()
         if failed and self._record is not None:
             who = who._replace(own=self._record.own)
-        token = self.handler.tokens.seal(who.absolute, self._version, who.handle, who.id)
-        return f"{transport.before}{token}{transport.after}{self._lasting(who)}"
+        return self.handler.line(written(who.absolute, self._version, who.handle, who.id)) + self._lasting(who)
 
     # -- looking around --------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from ..records import NOTHING, Changes, Field, Record, as_value, packed
+from ..records import NOTHING, Changes, Field, Record, as_value, changed_fields, packed
 from .contents import Flash, field_of, flash_field
 from .context import DATA, IDENTITY, RENEWED
 from .ids import handle_text, proof_of
@@ -22,14 +22,15 @@ Edits = tuple[dict[str, Field], list[str]]
 class TrackedSession(Session):
     """A session that knows what its store has, and so what its store lacks."""
 
-    __slots__ = ("_flashed", "_grace", "_record", "_sent", "_version", "_written")
+    __slots__ = ("_applied", "_flashed", "_grace", "_record", "_sent", "_version", "_written")
 
     _record: Record | None
-    """What the store has, but for fields and version; None while it has nothing."""
+    """What the store has, but for the version and what was applied since; None while it has nothing."""
 
     def _track(self) -> None:
         """Begin with nothing in the store."""
         self._record = None
+        self._applied: list[Changes] = []  # What this request has changed in the record's fields.
         self._version = 0
         self._grace = 0
         self._written: dict[str, None] = {}  # The keys that were written or removed.
@@ -88,9 +89,24 @@ class TrackedSession(Session):
             fields=packed({field: as_value(content) for field, (content, _) in sets.items()}, deadlines),
         )  # fmt: skip
 
-    def _pending(self) -> Changes | None:
-        """Return what the store lacks, or None."""
-        if self.handler.idles:
+    def _known(self) -> Record:
+        """Return the record with the fields that the store has by now, as far as this request knows."""
+        record: Record = self._record  # type: ignore[assignment]
+        for changes in self._applied:
+            fields, _ = changed_fields(record.fields, changes, self.handler.now())
+            record = record._replace(fields=fields)
+        self._applied = []
+        self._record = record
+        return record
+
+    def _is_shortened(self, now: int, idle: int, interval: int) -> bool:  # noqa: ARG002 - the record says when it was
+        """Tell whether the timeout was longer at the last touch."""
+        record = self._record
+        return record is not None and record.idle - record.seen > idle
+
+    def _pending(self, *, late: bool = False) -> Changes | None:
+        """Return what the store lacks, or None; what comes late is no activity."""
+        if self.handler.idles and not late:
             self._touch_if_due()
         record, changes = self._record, self._changes
         if record is None or (not changes & (DATA | IDENTITY) and self._exposed is None):
@@ -121,7 +137,7 @@ class TrackedSession(Session):
         return None if proof is None else Changes(proof=proof, grace=self._graced(proof))
 
     def _graced(self, proof: bytes | None) -> int:
-        return self.handler.now() + self._grace if proof else 0
+        return self.handler.now() + self._grace if proof and self._grace else 0
 
     def _proof(self) -> bytes:
         who = self._who()
@@ -176,18 +192,6 @@ class TrackedSession(Session):
                 field = flash_field(now, place)
                 sets[field] = (self.handler.contents.write(handle, field, list(message)), 0)
                 self._sent.append((field, message))
-
-    def _drop_edits(self, record: Record) -> None:
-        """Forget what a failed response would have changed, so that nothing of it is written later."""
-        self._written.clear()
-        self._sent = []
-        extras = self._extras
-        if extras is not None:
-            extras.subject, extras.authenticated = record.label.get(SUBJECT), record.authenticated
-            extras.flashes = [message for _, message in self._flashed]
-        self._identity = self._who()._replace(own=record.own, idle=record.idle)
-        self._changes &= ~(DATA | IDENTITY)
-        self._settle(record)
 
     def _after(self, record: Record, changes: Changes) -> Record:
         """Return our record with what the changes make of everything but its fields."""

@@ -1,15 +1,16 @@
 """How a stored session writes to its store: at once, and what it is after the store refused or failed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from hmac import compare_digest
 from secrets import randbelow
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import CompareFailed, SessionGone, StoreError
-from ..records import Changes, Record, Version
+from ..records import Changes, Json, Record, Version
 from ..serializer import IMMUTABLE
 from .contents import Loaded, field_of
-from .context import AWAY, DATA, LOST
+from .context import DATA, LOST
 from .events import emit
 from .ids import handle_text
 from .tracking import TrackedSession
@@ -27,7 +28,10 @@ LONGEST_WAIT_MS: Final = 8
 class WritingSession(TrackedSession):
     """A session whose ``incr`` and ``update_key`` are atomic, and whose store has the last word."""
 
-    __slots__ = ()
+    __slots__ = ("_lost",)
+
+    _lost: str | None
+    """The handle of what this request had, and the store refused to let it write to."""
 
     @property
     def _store(self) -> "Store":
@@ -47,9 +51,10 @@ class WritingSession(TrackedSession):
         if not self.handler.contents.adds:
             return int(self.update_key(key, lambda value: _sum(key, value, n), 0))
         field = field_of(key)
-        sums = self._apply_now(Changes(adds={field: n}))
-        self._know(key, sums[field])
-        return sums[field]
+        total = self._apply(Changes(adds={field: n})).sums[field]
+        deadline = 0 if self._extras is None else self._extras.deadlines.get(key, 0)
+        self._know(key, total, Changes(sets={field: (Json(b"%d" % total), deadline)}))
+        return total
 
     def update_key(self, key: str, fn: Callable[[Any], Any], default: Any = None) -> Any:
         """Replace the key's value by ``fn(value)``, or ``fn(default)``, in the store and at once; return the new value.
@@ -58,20 +63,20 @@ class WritingSession(TrackedSession):
         """
         if not self._is_open() or self._record is None or self._is_unwritten(key):
             return super().update_key(key, fn, default)
-        record, field = self._record, field_of(key)
+        record, field = self._known().only([field_of(key)]), field_of(key)
         for attempt in range(MOST_ATTEMPTS):
             now = self.handler.now()
             before, deadline = record.contents(now).get(field, (None, 0))
             value = fn(self._read(record, now).get(key, default))
             self.handler.fields.admit(value)
-            content = self.handler.contents.write(record.handle, field, value)
+            changes = Changes(sets={field: (self.handler.contents.write(record.handle, field, value), deadline)})
             try:
-                self._apply_now(Changes(sets={field: (content, deadline)}, expects={field: before}))
+                self._apply(changes._replace(expects={field: before}))
             except CompareFailed:
                 _wait(attempt)
                 record = self._read_again(field)
             else:
-                self._know(key, value)
+                self._know(key, value, changes)
                 return value
         raise CompareFailed(f"The key {key!r} was changed by others each of {MOST_ATTEMPTS} times: try again later.")
 
@@ -86,8 +91,10 @@ class WritingSession(TrackedSession):
         data = self.handler.contents.read(record, now)
         return data.data if isinstance(data, Loaded) else data
 
-    def _know(self, key: str, value: Any) -> None:
+    def _know(self, key: str, value: Any, changes: Changes) -> None:
         """Show the value that the store has by now."""
+        self._applied.append(changes)
+        self._change(DATA)
         self._data[key] = value
         if self._exposed is not None:
             self._exposed.pop(key, None)
@@ -97,34 +104,37 @@ class WritingSession(TrackedSession):
     # -- with the store's last word --------------------------------------------------------
 
     def _apply(self, changes: Changes) -> Version:
-        """Apply, and if the store refuses or fails, remember it, so that nothing is tried twice."""
+        """Apply, and take note of the version. What a store refuses is lost; after an outage one may try again."""
         record: Record = self._record  # type: ignore[assignment]
         try:
-            return self._store.apply(record.handle, record.proof, changes)
+            version = self.handler.backing.apply(record.handle, record.proof, changes)  # type: ignore[union-attr]
         except SessionGone:
             self._lose()
             raise
         except StoreError as error:
-            self._withdraw(error)
-            raise
+            emit(self.handler, "outage", record.handle, type(error).__name__)
+            version = self._made_it(changes, error)
+        self._version = version
+        return version
 
-    def _apply_now(self, changes: Changes) -> Mapping[str, int]:
-        """Apply at once, and return what increments came to."""
-        self._version = version = self._apply(changes)
-        self._change(DATA)
-        return version.sums
+    def _made_it(self, changes: Changes, error: StoreError) -> Version:
+        """Return the version if the store has the new proof, and only its answer was lost: else raise the error.
 
-    def _withdraw(self, error: StoreError) -> None:
-        """Be neither readable nor writable in what is left of this request: nobody knows what the store has."""
-        emit(self.handler, "outage", reason=type(error).__name__)
-        self.state = AWAY
-        self._data = {}
-        self._ready = False
+        A renewal that nobody told the client of would log it out.
+        """
+        record: Record = self._record  # type: ignore[assignment]
+        if changes.proof is not None:
+            found = self._store.load(record.handle, ())
+            if found is not None and compare_digest(found.proof, changes.proof):
+                return Version(found.version)
+        raise error
 
     def _lose(self) -> None:
         """Be gone: another request ended or renewed the session. The client may hold its new token already."""
-        emit(self.handler, "conflict", handle_text(self._handle()))
+        handle = handle_text(self._handle())
+        emit(self.handler, "conflict", handle)
         self._become(LOST)
+        self._lost = handle
         self._context.changed = True
 
 

@@ -98,14 +98,13 @@ def link(handler: "Handler", app: "WSGIApplication") -> "WSGIApplication":  # no
         try:
             body = app(environ, start)
         except ANSWERED as error:
-            registry.closed = True
+            registry.end(failed=True)
             return _refuse(environ, start_response, error, registry)
         except BaseException:
-            registry.closed = True
+            registry.end(failed=True)
             raise
         if body.__class__ is list or body.__class__ is tuple:
-            registry.finish()
-            registry.closed = True
+            registry.end()
             return body
         return _watched(body, environ, start_response, registry)
 
@@ -134,7 +133,7 @@ def _watched(
 ) -> Iterable[bytes]:
     """Return a body that may still run application code, so that we see it fail and end."""
     if registry.done and _is_server_file(body, environ):
-        registry.closed = True
+        registry.end()
         return body
     return _Body(body, environ, start_response, registry)
 
@@ -182,10 +181,11 @@ class _Body:
             close = getattr(self._app_body, "close", None)
             if close is not None:
                 close()
-            if not self._failed:
-                self._registry.finish()
+        except BaseException:
+            self._failed = True
+            raise
         finally:
-            self._registry.closed = True
+            self._registry.end(failed=self._failed)
 
 
 def _check(handler: "Handler", inner: "Mapping[str, Handler]") -> None:

@@ -5,9 +5,11 @@ hundred records at a time: expired records lie in buckets by the minute, so noth
 Records lie in shards by the first characters of their handle, so that growing is never one long step either.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from threading import Lock
 from typing import Final
+from weakref import WeakSet
 
 from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
 from ..errors import Conflict, NotImplementedByStore, SessionGone, UsageError
@@ -40,6 +42,7 @@ class MemoryStore:
         self._labelled: dict[tuple[str, str], dict[str, int]] = {}
         self._drawn = 0
         self._closed = False
+        _STORES.add(self)
 
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
         """Return the live record or None."""
@@ -303,3 +306,22 @@ class MemoryStore:
             if removed >= limit:
                 break
         return removed
+
+
+_STORES: Final[WeakSet[MemoryStore]] = WeakSet()
+_held: list[MemoryStore] = []
+
+
+def _before_fork() -> None:
+    """Hold every lock, so that no child inherits one that a thread of the parent holds, or half a write."""
+    for store in list(_STORES):
+        store._lock.acquire()  # noqa: SLF001 - of this module
+        _held.append(store)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop()._lock.release()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -27,6 +27,8 @@ def open_store(url: str, *, clock: Clock | None = None, **settings: Any) -> "Sto
         raise ConfigError(
             f"No store has the URL scheme {scheme!r}: use one of {', '.join(map('{}:'.format, _OPENERS))}."
         )
+    if clock is not None and (isinstance(clock, type) or not isinstance(clock, Clock)):
+        raise ConfigError("clock is an object whose now() returns integer milliseconds, such as a FakeClock().")
     return opener(rest, clock=clock, **settings)
 
 
@@ -42,8 +44,11 @@ def _sqlite(rest: str, **settings: Any) -> "Store":
     from .sqlite import SqliteStore  # noqa: PLC0415 - as above
 
     path = rest.removeprefix("///")
-    if path == rest or not path:
-        raise ConfigError("The URL of a SqliteStore is 'sqlite:///relative/path' or 'sqlite:////absolute/path'.")
+    if path == rest or not path or "?" in path or "#" in path:
+        raise ConfigError(
+            "The URL of a SqliteStore is 'sqlite:///relative/path' or 'sqlite:////absolute/path' and nothing more: "
+            "settings are arguments of open_store()."
+        )
     return SqliteStore(path, **settings)
 
 

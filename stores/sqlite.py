@@ -194,9 +194,9 @@ class SqliteStore(SqliteFile):
 
         What the change raises on a record that may be outdated does not count.
         """
-        known, raw = engine.last
-        if known != handle:
-            return None
+        if engine.last[0] != handle and self._load(engine, handle) is None:
+            raise gone()
+        raw = engine.last[1]
         now = self._now()
         try:
             if changes.is_data:

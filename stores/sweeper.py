@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from threading import TIMEOUT_MAX, Event, Lock, Thread, current_thread
 from typing import Final, Protocol, Self
 
-from ..clock import Duration, milliseconds
+from ..clock import Clock, Duration, milliseconds
 from ..errors import ConfigError, StoreError, UsageError
 
 __all__ = ["SweepReport", "Sweepable", "Sweeper", "pause"]
@@ -69,12 +69,18 @@ class Sweeper:
         limit: int = 1000,
         jitter: float = 0.1,
         on_report: Callable[[SweepReport], object] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Check the settings; nothing runs before ``start()``."""
+        """Check the settings; nothing runs before ``start()``.
+
+        What has expired is decided by the store's own clock, so a ``clock`` given here must be that one.
+        """
         if not callable(getattr(store, "sweep", None)):
             raise ConfigError(f"A Sweeper takes a store, and a {type(store).__name__} has no sweep().")
         if on_report is not None and not callable(on_report):
             raise ConfigError("on_report must be a function of one SweepReport, or None.")
+        if clock is not None and clock != getattr(store, "clock", None):
+            raise ConfigError("A Sweeper goes by its store's clock: pass the clock to the store.")
         self._store = store
         self._interval = _checked_interval(interval)
         self._limit = _checked_limit(limit)

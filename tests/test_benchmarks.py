@@ -110,7 +110,7 @@ VERBS = {
     f"{engine} {size}: {verb}"
     for engine in ("memory", "SQLite")
     for size in SIZES
-    for verb in ("load", "load, and parse", "apply of one key", "create", "revoke")
+    for verb in ("load", "load, and parse", "load, apply of one key", "create", "revoke")
 }
 
 

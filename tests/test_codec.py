@@ -440,7 +440,8 @@ def test_cr_6_the_pool_is_random_bytes_of_the_system(monkeypatch):
 @pytest.mark.parametrize(
     "call",
     [
-        SealedTokens.seal,
+        SealedTokens.sealer,
+        SealedTokens(KeyRing(SECRET), "purpose", "path", FakeClock()).seal,
         SealedTokens.__init__,
         CookieCodec.encode,
         CookieCodec.__init__,

@@ -31,8 +31,8 @@ from sessiontree import (
 )
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
-from sessiontree.stores import open_store, sqlite_file
 from sessiontree.stores import sqlite as sqlite_module
+from sessiontree.stores import sqlite_file
 from sessiontree.stores.conformance_tools import (
     OTHER_PROOF,
     PROOF,
@@ -165,9 +165,9 @@ def test_a_timeout_is_seconds(path, timeout):
         SqliteStore(path, timeout=timeout)
 
 
-def test_any_file_name_will_do_and_a_later_chdir_changes_nothing(tmp_path, monkeypatch):
+def test_any_file_name_will_do_and_a_later_chdir_changes_nothing(tmp_path, monkeypatch, clock):
     monkeypatch.chdir(tmp_path)
-    with closing(open_store("sqlite:///a?mode=ro&b#c%41 ä.db")) as store:
+    with closing(SqliteStore("a?mode=ro&b#c%41 ä.db", clock=clock)) as store:
         monkeypatch.chdir("/")
         record = new(store)
         assert at_once(lambda: store.load(record.handle), lambda: store.load(record.handle)) == [record, record]
@@ -484,6 +484,8 @@ def test_whatever_is_raised_within_a_verb_undoes_it(store, changes, frames):
     record = new(store, fields=fields(n=js(1)))
     if "_swap" in frames:
         store.load(record.handle)
+    else:
+        store._idle[-1].last = (record.handle, b"what it was before")
     real = store._now
 
     def now():

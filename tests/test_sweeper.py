@@ -437,3 +437,10 @@ def test_wrong_arguments_are_a_usage_error(arguments, capsys):
         main(["sweep", *arguments])
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("usage: sessiontree sweep")
+
+
+def test_a_sweeper_goes_by_its_stores_clock():
+    store = MemoryStore(clock=FakeClock())
+    Sweeper(store, clock=store.clock)
+    with pytest.raises(ConfigError, match="clock"):
+        Sweeper(store, clock=FakeClock())
