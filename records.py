@@ -168,7 +168,7 @@ class Record(NamedTuple):
     def written(self, fields: bytes, seen: int) -> "Record":
         """Return the record with other fields and the next version. In one step, for every write does it."""
         before, between = self[:_SEEN], self[_SEEN + 2 : _FIELDS]
-        return Record._make((*before, seen, self.version + 1, *between, fields, self.form))
+        return tuple.__new__(Record, (*before, seen, self.version + 1, *between, fields, self.form))
 
     def contents(self, now: int) -> dict[str, Field]:
         """Return the content and the deadline of every live key."""
@@ -298,9 +298,10 @@ def unpack(handle: str, raw: bytes) -> Record | None:
             _check_form(form)
         end = _HEAD.size + size
         path, labels, agent, address, previous = orjson.loads(raw[_HEAD.size : end])
-        return Record._make(
+        return tuple.__new__(  # As _make() does, without a frame of its own.
+            Record,
             (handle, path, created, absolute, own, idle, proof, seen, version, authenticated,
-             bytes.fromhex(previous) if previous else b"", grace, labels, agent, address, raw[end:], form)
+             bytes.fromhex(previous) if previous else b"", grace, labels, agent, address, raw[end:], form),
         )  # fmt: skip
     except (struct_error, ValueError, TypeError):
         return None

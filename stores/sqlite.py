@@ -62,10 +62,12 @@ class SqliteStore(SqliteFile):
             raw = self._do(self._load, handle)
         except UnicodeEncodeError:  # half a surrogate pair, which no text in a database can be
             return None
-        if raw is None:
+        record = None if raw is None else unpack(handle, raw)
+        if raw is None or record is None:
             return None
-        record = unpack(handle, raw)
-        if record is None or not self._admits(record, raw):
+        now = self._now()
+        if not (now < record.absolute and now < record.own and now < record.idle):
+            self._remove_if_same(handle, raw)
             return None
         if keys is None:
             return record
@@ -84,8 +86,12 @@ class SqliteStore(SqliteFile):
             sql = _LOAD_MANY % ", ".join("?" * size)
             for handle, raw in self._do(every_row, sql, (*chunk, *chunk[-1:] * (size - len(chunk)))):
                 record = unpack(handle, raw)
-                if record is not None and self._admits(record, raw):
+                if record is None:
+                    continue
+                if record.is_live(self._now()):
                     found[handle] = record
+                else:
+                    self._remove_if_same(handle, raw)
         return {handle: found[handle] for handle in wanted if handle in found}
 
     def create(self, record: Record) -> None:
@@ -269,14 +275,10 @@ class SqliteStore(SqliteFile):
             if len(rows) < asked:
                 return Page(page, None)
 
-    def _admits(self, record: Record, raw: bytes) -> bool:
-        """Tell whether the record is live; remove it if not, and if that can be done."""
-        now = self._now()
-        if now < record.absolute and now < record.own and now < record.idle:
-            return True
+    def _remove_if_same(self, handle: str, raw: bytes) -> None:
+        """Remove what was found expired, unless it was prolonged since, if that can be done at all."""
         with suppress(StoreError):
-            self._do(_count, _DELETE_SAME, (record.handle, raw))
-        return False
+            self._do(_count, _DELETE_SAME, (handle, raw))
 
 
 def _one(engine: Engine, sql: str, arguments: Sequence[Any]) -> Any:
