@@ -118,8 +118,12 @@ def running(*arguments, **variables):
         answering(port, process)
         yield process, port
     finally:
-        process.kill()
-        process.communicate(timeout=10)
+        process.terminate()  # It puts its store away; only one that does not end is killed.
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate(timeout=10)
 
 
 def answering(port, process):
