@@ -49,7 +49,7 @@ from sessiontree import (
     with_serializer,
 )
 from sessiontree.errors import CookieTooLarge
-from sessiontree.handlers import CookieCodec, codec, encoding, life
+from sessiontree.handlers import CookieCodec, codec, encoding, looking
 from sessiontree.handlers.codec import LARGEST_TOKEN, SealedTokens, SignedTokens, token_codec
 from sessiontree.serializer import JsonSerializer
 from sessiontree.testing import FakeClock
@@ -249,7 +249,7 @@ def parsed(monkeypatch):
 
     spy(JsonSerializer, "loads")
     spy(JsonSerializer, "unpack")
-    spy(life, "read_rest")
+    spy(looking, "read_rest")
     return seen
 
 

@@ -1,0 +1,320 @@
+"""How a session is found, judged and loaded in one request.
+
+A session is judged after its parent, and again whenever the parent has changed since.
+"""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..clock import FOREVER, SKEW_MS
+from ..errors import (
+    BadCookie,
+    BadSession,
+    Expired,
+    NoCookie,
+    NoSession,
+    ParentInvalid,
+    RejectedError,
+    StoreUnavailable,
+)
+from .context import ABSENT, AWAY, BEGUN, EXPIRED, IDENTITY, KEY, LIVE, ORPHANED, UNSEEN, UNSURE, Context
+from .events import emit
+from .ids import handle_text
+from .token import BRACE, HANDLE, ID_SIZE_AT, ID_START, SEPARATE, Extras, Identity, parent_handle, read_lives, read_rest
+
+if TYPE_CHECKING:
+    from .handler import Handler
+
+__all__ = ["Looking", "away"]
+
+
+class Looking:
+    """What a Session is beneath its mapping.
+
+    One is made for every session of every request: ``Session()``, then ``enter()``. Slots that are all set
+    at once are what the interpreter reads and writes fastest, and an ordinary method does it in half
+    the time of an ``__init__``, which is called by way of C.
+    """
+
+    __slots__ = (
+        "_changes", "_context", "_data", "_ends", "_exposed", "_extras", "_identity", "_origin", "_parent", "_plain",
+        "_ready", "_refusal", "_rest", "_source", "_turn", "handler", "state",
+    )  # fmt: skip
+
+    _data: dict[str, Any]
+    _refusal: RejectedError
+    """Why there is no session; set while ABSENT or EXPIRED."""
+
+    _ends: int
+    """When it ends, its ancestors aside; this and the next are set while LIVE."""
+
+    _plain: bool
+    """Whether every value is plain JSON, as far as nothing was changed in place."""
+
+    _rest: int
+    """Where in _origin the data begins, behind identity and id."""
+
+    def enter(self, handler: "Handler", context: Context, source: str, parent: "Looking | None") -> None:
+        """Begin unseen: the source is the text of the request that may hold our token."""
+        self.handler = handler
+        self._context = context
+        self._source = source
+        self._parent = parent
+        self.state = UNSEEN
+        self._changes = 0  # What the client's token lacks: DATA, IDENTITY ...
+        self._turn = -1  # The context's turn when this session was last judged.
+        self._ready = False  # Whether the session is live and _data may be used without _look().
+        # The values that can change in place and were handed out, as bytes; None for those that were written.
+        self._exposed: dict[str, bytes | None] | None = None
+        self._extras: Extras | None = None
+        self._origin: bytes | None = None  # The content of the token that came with the request.
+        self._identity: Identity | None = None  # Once somebody asked or changed it; else it is still in _origin.
+
+    # -- looking ---------------------------------------------------------------------------
+
+    @property
+    def accessed(self) -> bool:
+        """Whether anyone looked at this session in this request."""
+        return self.state != UNSEEN
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the session that came with the request is dead by now, so that nothing under it can live."""
+        if self.state in UNSURE:
+            return False
+        if self._origin is None:
+            return self.state == EXPIRED
+        return self.state != LIVE or bool(self._changes & BEGUN)
+
+    def is_live(self) -> bool:
+        """Look, and return whether the session is live at this moment."""
+        self._look()
+        return self.state == LIVE and self.handler.now() < self._ends_at()
+
+    def require(self) -> None:
+        """Look, and raise the RejectedError that says why there is no live session."""
+        if self.is_live():
+            return
+        if self.state == LIVE:
+            raise Expired("The session has expired: begin a new one.")
+        if self.state == AWAY:
+            raise away()
+        if self.state in {ABSENT, EXPIRED}:
+            raise _again(self._refusal)
+        if self.state == ORPHANED:
+            raise ParentInvalid("The parent session ended in this request.")
+        raise BadSession("The session was revoked, in this request or by another one.")
+
+    def _look(self) -> dict[str, Any]:
+        """Judge anew if any session of this request has begun or ended since, drop expired keys, return the data."""
+        if self._turn != self._context.turn:
+            self._judge()
+        if self._extras is not None and self._extras.deadlines:
+            self._drop_expired_keys(self._extras.deadlines)
+        return self._data
+
+    def _judge(self) -> None:
+        """Load at the first look; later, die with the parent session that this one was spawned from."""
+        parent = self._parent
+        if parent is not None:
+            parent._look()
+        if self.state == UNSEEN:
+            self._load()
+        elif parent is not None and self.state == LIVE:
+            mine = self._who().parent
+            if parent.state != LIVE or parent._lineage() != mine:
+                self._end(ORPHANED, "its parent ended")
+        self._turn = self._context.turn
+
+    def _drop_expired_keys(self, deadlines: dict[str, int]) -> None:
+        now = self.handler.now()
+        for key in [key for key, deadline in deadlines.items() if deadline <= now]:
+            del deadlines[key]
+            self._data.pop(key, None)
+
+    def _ends_at(self) -> int:
+        """Return the deadline of a live session: its own, or an ancestor's if that is earlier."""
+        return self._ends if self._parent is None else min(self._ends, self._parent._ends_at())
+
+    def _ends_without_idle(self) -> int:
+        """Return how long the cookie may stay in the browser: the idle timeout moves, so it does not count."""
+        own = min(self._who().absolute, self._who().own)
+        return own if self._parent is None else min(own, self._parent._ends_without_idle())
+
+    def _who(self) -> Identity:
+        """Return the identity of a live session, read from its token when it is first asked for."""
+        if self._identity is None:
+            self._identity = Identity.read(self._origin or b"")
+        return self._identity
+
+    def _move(self, *, idle: int, own: int | None = None) -> None:
+        """Change the identity's deadlines, so that the client needs a new token."""
+        who = self._who()
+        self._identity = who._replace(idle=idle, own=who.own if own is None else own)
+        self._ends = self._identity.ends
+        self._change(IDENTITY)
+
+    def _handle(self) -> bytes:
+        """Return the handle of a live session, without reading the rest of its identity."""
+        if self._identity is None and self._origin is not None:
+            return self._origin[HANDLE]
+        return self._who().handle
+
+    def _be_there(self) -> None:
+        """Begin for good, where another request could begin the same session at the same time."""
+
+    def _lineage(self) -> bytes:
+        """Return what children know a live session by: its handle, unless that one can come again in another life."""
+        return self._handle()
+
+    # -- loading ---------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Find the request's token, verify it, then parse it, then judge it: in this order (ASVS 9.1.1)."""
+        handler, context = self.handler, self._context
+        if not context.vary and not context.done:
+            context.vary = handler.vary
+        elif context.vary != handler.vary:
+            self._note_the_look(context, handler.vary)
+        try:
+            # 1. Find every candidate, and let at most one through.
+            found = handler.find(self._source)
+            if len(found) != 1:
+                found = self._the_one_of(found)
+            token = found[0]
+            # 2. Verify before anything is parsed.
+            content = handler.tokens.open(token)
+            # 3. Parse, 4. judge, 5. take the data.
+            self._take(content)
+            if not token.startswith(handler.tokens.current):
+                self._change(KEY)
+        except RejectedError as refusal:
+            self._refuse(refusal)
+        except StoreUnavailable as outage:
+            self._meet(outage)
+
+    def _note_the_look(self, context: Context, vary: str) -> None:
+        """Let the response vary on what this session travels in too, if its headers are not out."""
+        if context.done:
+            emit(self.handler, "late", reason="first looked at after the headers: no Vary could be sent")
+        elif vary not in context.vary.split(", "):
+            context.vary += f", {vary}"
+
+    def _change(self, what: int) -> None:
+        """Note what the client's token lacks."""
+        self._changes |= what
+        self._context.changed = True
+
+    def _the_one_of(self, tokens: list[str]) -> list[str]:
+        """Return the one token of several that verifies; raise NoCookie for none and BadCookie for more."""
+        if not tokens:
+            raise NoCookie("The request carries no token of this session.")
+        verified = []
+        if not self.handler.transport.strict:
+            for token in dict.fromkeys(tokens):
+                with suppress(BadCookie):
+                    self.handler.tokens.open(token)
+                    verified.append(token)
+        if len(verified) == 1:
+            return verified
+        emit(self.handler, "duplicate", reason=f"{len(tokens)} tokens in one request")
+        raise BadCookie("The request carries several tokens of this session.")
+
+    def _take(self, content: bytes) -> None:
+        """Take a verified token's session over if it is live; raise the RejectedError that fits if it is not."""
+        handler = self.handler
+        try:
+            form, created, ends = read_lives(content)
+            now = handler.now()
+            if not created - SKEW_MS <= now < ends:
+                self._refuse_time(content, ends, now)
+            # A form that this release does not know is a KeyError.
+            self._rest = rest = ID_START[form] + content[ID_SIZE_AT]
+            if content[rest] != BRACE:
+                self._extras, values = read_rest(content, rest)
+            else:
+                values = content[rest:]
+            self._data, self._plain = handler.fields.unpack(values)
+        except RejectedError:
+            raise
+        except Exception as error:  # A serializer of the user's may raise anything.
+            raise BadCookie("The token's data cannot be read back.") from error
+        if self._parent is None:
+            self._ready = self._extras is None or not self._extras.deadlines
+        else:
+            self._check_parent(self._parent, content, now)
+        self._ends = ends
+        self._origin = content
+        self.state = LIVE
+        if form & SEPARATE or handler.idles:
+            self._follow_the_settings()
+
+    def _follow_the_settings(self) -> None:
+        """Have this request counted as activity, or drop the idle deadline that the handler no longer has."""
+        if self.handler.idles:
+            self._context.changed = True
+        elif self._who().idle != FOREVER:
+            self._move(idle=FOREVER)
+
+    def _refuse_time(self, content: bytes, ends: int, now: int) -> NoReturn:
+        if now < ends:
+            raise BadCookie("The token comes from the future.")
+        self.state = EXPIRED
+        self._context.ended = self._context.changed = True
+        emit(self.handler, "expired", handle_text(Identity.read(content).handle))
+        raise Expired("The session has expired: begin a new one.")
+
+    def _check_parent(self, parent: "Looking", content: bytes, now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live and is the one this token was made under."""
+        self._check_lineage(parent, parent_handle(content), now)
+
+    def _check_lineage(self, parent: "Looking", handle: bytes, now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live and has this handle. It was looked at just before."""
+        self._check_parent_lives(parent, now)
+        if parent._lineage() != handle:
+            raise self._without(parent)
+
+    def _check_parent_lives(self, parent: "Looking", now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live."""
+        if parent.state == AWAY:
+            raise away()
+        if parent.state != LIVE or now >= parent._ends:
+            raise self._without(parent)
+
+    def _without(self, parent: "Looking") -> ParentInvalid:
+        """Note what becomes of the client's token, and return the reason."""
+        if parent.has_ended:
+            self.state = EXPIRED
+            self._context.changed = True
+        return ParentInvalid("The parent session is not live, or is another one.")
+
+    def _refuse(self, refusal: RejectedError) -> None:
+        """Stay absent, and keep the reason."""
+        if self.state == UNSEEN:
+            self.state = ABSENT
+        self._refusal = _again(refusal)
+        self._data = {}
+        self._extras = None
+        if not isinstance(refusal, NoCookie | NoSession):
+            emit(self.handler, "refused", reason=type(refusal).__name__)
+
+    def _meet(self, outage: StoreUnavailable) -> None:
+        """Answer an outage as the handler was told to: raise, or be empty and read-only for this request."""
+        emit(self.handler, "outage", reason=type(outage).__name__)
+        if self.handler.config.outage == "raise":
+            raise outage
+        self.state = AWAY
+        self._data = {}
+
+    def _end(self, state: int, reason: str | None = None) -> None:
+        raise NotImplementedError
+
+
+def away() -> StoreUnavailable:
+    """Return what a session raises whose store does not answer."""
+    return StoreUnavailable("The store of this session does not answer, so it can be neither read nor written now.")
+
+
+def _again(refusal: RejectedError) -> RejectedError:
+    """Return a fresh copy of an error, for one that was raised holds our frames, and those hold the session."""
+    return type(refusal)(*refusal.args)
