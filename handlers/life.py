@@ -10,12 +10,9 @@ from .ids import generated_id, handle_text, new_handle
 from .looking import Looking, away
 from .token import Identity
 
-__all__ = ["OVERLAP_MS", "Life", "away", "outdated"]
+__all__ = ["Life", "away"]
 
 LONGEST_TOUCH_INTERVAL_MS: Final = 60_000
-
-OVERLAP_MS: Final = 10_000
-"""How long after a renewal a request that began with the old id may still come in, in milliseconds."""
 
 
 class Life(Looking):
@@ -164,8 +161,3 @@ class Life(Looking):
         return self.state in UNSURE or (
             self.state == ORPHANED and self._parent is not None and self._parent._is_unsure()
         )
-
-
-def outdated() -> SessionGone:
-    """Return what a session raises whose client came with an id that was renewed away."""
-    return SessionGone("This request carries an id that was renewed: with its grace it may read, and never write.")

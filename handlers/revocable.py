@@ -11,11 +11,11 @@ from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import BadSession, Conflict, SessionGone
 from ..records import PROOF_BYTES, Record
 from .carried import CarriedSession
-from .context import AWAY, BEGUN, EXPIRED, LIVE, RENEWED, REVOKED, UNSEEN
+from .context import BEGUN, EXPIRED, LIVE, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_text, named_handle
-from .life import OVERLAP_MS, away, outdated
 from .loading import Batch
+from .outdated import OVERLAP_MS, RenewableSession
 from .token import Identity
 
 __all__ = ["RevocableSession", "marks_of"]
@@ -38,10 +38,10 @@ def _mark(what: bytes, who: Identity) -> str:
     return handle_text(named_handle(what, who.handle, who.id.encode() if what is _RENEWED else b""))
 
 
-class RevocableSession(CarriedSession):
+class RevocableSession(RenewableSession, CarriedSession):
     """A session in the client's token that ``revoke()`` and ``renew()`` can refuse all the same."""
 
-    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_outdated", "_replaced")
+    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_replaced")
 
     _came: Identity
     """Who the session was when it came with the request."""
@@ -88,25 +88,9 @@ class RevocableSession(CarriedSession):
             self.state = EXPIRED
             self._context.ended = self._context.changed = True
 
-    def wake(self) -> None:
-        """Begin the session of an eager handler if there is none and there can be one."""
-        self._look()
-        if not self._outdated:
-            super().wake()
-
     def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
         """Return what the client is told: of an old id in its grace nothing, for a new token may be under way."""
         return None if self._outdated and self.state == LIVE else super().answer(failed)
-
-    def _be_there(self) -> None:
-        """Raise for an id that was renewed away: in its grace it reads, and begins nothing."""
-        if self._outdated:
-            raise outdated()
-
-    def _not_gone(self) -> None:
-        super()._not_gone()
-        if self._outdated:
-            raise outdated()
 
     def _begin(self) -> None:
         came = self.state == LIVE and self._origin is not None and not self._changes & BEGUN
@@ -134,10 +118,7 @@ class RevocableSession(CarriedSession):
         """
         self._look()
         self._still_open()
-        if self.state == AWAY:
-            raise away()
-        if self._outdated:
-            raise outdated()
+        self._check_current()
         if self.state == LIVE:
             self._list_replaced()
             if self._origin is not None and not self._changes & BEGUN:

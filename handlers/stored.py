@@ -23,13 +23,13 @@ from ..errors import (
 from ..records import Changes, Record
 from .claim import Claim, written
 from .contents import Loaded
-from .context import AWAY, BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, RENEWED, REVOKED, UNSEEN
+from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SUBJECT, SessionInfo, live_pages
-from .life import OVERLAP_MS, away, outdated
 from .loading import Batch
 from .metadata import Metadata
+from .outdated import OVERLAP_MS
 from .token import Extras, Identity
 from .writing import WritingSession
 
@@ -41,7 +41,7 @@ MOST_HANDLES: Final = 3
 class StoredSession(WritingSession):
     """A session in a store, where two overlapping requests that write different keys both survive."""
 
-    __slots__ = ("_answered", "_batch", "_claim", "_outdated", "_replaced")
+    __slots__ = ("_answered", "_batch", "_claim", "_replaced")
 
     _claim: Claim | None
     """What the client's token says."""
@@ -176,32 +176,7 @@ class StoredSession(WritingSession):
 
     def _check_not_over(self) -> None:
         if self._context.over:
-            raise HeadersSent(
-                "The request is over, so nothing more is written in it: write before, or commit() by hand."
-            )
-
-    def _be_there(self) -> None:
-        """Raise for an id that was renewed away: in its grace it reads, and begins nothing."""
-        if self._outdated:
-            raise outdated()
-
-    def _not_gone(self) -> None:
-        super()._not_gone()
-        if self._outdated:
-            raise outdated()
-
-    def _not_outdated(self) -> None:
-        """Raise if nobody can say what this request may end."""
-        if self.state == AWAY:
-            raise away()
-        if self._outdated:
-            raise outdated()
-
-    def wake(self) -> None:
-        """Begin the session of an eager handler if there is none and there can be one."""
-        self._look()
-        if not self._outdated:
-            super().wake()
+            raise HeadersSent("The request is over, so nothing more is written in it: write while it lasts.")
 
     def regenerate(self) -> None:
         """Begin a new session in place of the one there may be."""
@@ -240,7 +215,7 @@ class StoredSession(WritingSession):
         Reads are then empty and writes raise SessionGone. Raises StoreUnavailable if the store did not confirm it.
         """
         self._look()
-        self._not_outdated()
+        self._check_current()
         if self.state == LIVE:
             self._revoke_replaced()
             if self._record is not None:

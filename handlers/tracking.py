@@ -11,7 +11,7 @@ from .context import DATA, IDENTITY, RENEWED
 from .ids import handle_text, proof_of
 from .info import ABOVE, PARENT, SUBJECT
 from .metadata import LONGEST_AGENT
-from .session import Session
+from .outdated import RenewableSession
 
 __all__ = ["TrackedSession"]
 
@@ -19,7 +19,7 @@ Edits = tuple[dict[str, Field], list[str]]
 """Fields to write and fields to remove."""
 
 
-class TrackedSession(Session):
+class TrackedSession(RenewableSession):
     """A session that knows what its store has, and so what its store lacks."""
 
     __slots__ = ("_applied", "_flashed", "_grace", "_record", "_sent", "_version", "_written")

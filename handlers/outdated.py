@@ -1,0 +1,48 @@
+"""Sessions that know when their client came with an id of before a renewal."""
+
+from typing import Final
+
+from ..errors import SessionGone
+from .context import AWAY
+from .life import away
+from .session import Session
+
+__all__ = ["OVERLAP_MS", "RenewableSession"]
+
+OVERLAP_MS: Final = 10_000
+"""How long after a renewal a request that began with the old id may still come in, in milliseconds."""
+
+
+class RenewableSession(Session):
+    """A session whose old ids are refused.
+
+    While the client's id is outdated, the session may be read in its grace and never written to, and nothing is begun
+    in its place, for that would take the place of the new token on its way to the client.
+    """
+
+    __slots__ = ("_outdated",)
+
+    _outdated: bool
+
+    def wake(self) -> None:
+        """Begin the session of an eager handler if there is none and there can be one."""
+        self._look()
+        if not self._outdated:
+            super().wake()
+
+    def _be_there(self) -> None:
+        """Begin nothing beneath an id that was renewed away."""
+        self._check_current()
+
+    def _not_gone(self) -> None:
+        super()._not_gone()
+        self._check_current()
+
+    def _check_current(self) -> None:
+        """Raise if this request has no say in what becomes of the session."""
+        if self.state == AWAY:
+            raise away()
+        if self._outdated:
+            raise SessionGone(
+                "This request carries an id that was renewed: let the client send it again, with the new one."
+            )
