@@ -23,6 +23,9 @@ __all__ = ["SqliteStore"]
 BATCH: Final = 500
 """How many rows one transaction touches at most, so that no writer waits long."""
 
+SWEPT: Final = 100
+"""How many rows a sweep removes in one transaction, each from two trees: writers wait for it."""
+
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
@@ -158,7 +161,7 @@ class SqliteStore(SqliteFile):
         self._check_open()
         horizon, removed = self._now() - SWEEP_MARGIN_MS, 0
         while removed < limit:
-            batch = min(BATCH, limit - removed)
+            batch = min(SWEPT, limit - removed)
             count = self._do(_count, _SWEEP, (horizon, batch))
             removed += count
             if count < batch:
