@@ -138,7 +138,12 @@ class SqliteFile:
         connection = None
         try:
             connection = sqlite3.connect(
-                self._uri, self._timeout, isolation_level=None, check_same_thread=False, cached_statements=128, uri=True
+                self._uri,
+                timeout=self._timeout,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=128,
+                uri=True,
             )
             # No mmap_size: it saves a tenth of a read, and a file that shrinks kills the process then.
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -189,10 +194,13 @@ class SqliteFile:
 
     def _prepare(self, engine: Engine) -> None:
         """Bring the file to this release's schema."""
-        if self._schema(engine) == len(STEPS):
+        execute = engine.cursor.execute
+        execute("BEGIN")  # What is read about the file is read of one moment: others may be making it just now.
+        version = self._schema(engine)
+        execute("COMMIT")
+        if version == len(STEPS):
             return
         self._set_wal(engine)
-        execute = engine.cursor.execute
         execute("BEGIN IMMEDIATE")
         for number in range(self._schema(engine), len(STEPS)):
             for statement in STEPS[number]:

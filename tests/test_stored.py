@@ -85,7 +85,18 @@ def memory_store(folder, clock, **more):
 
 
 def sqlite_store(folder, clock, **more):
-    return SqliteStore(folder / "s.db", clock=clock, **more)
+    OPENED.append(SqliteStore(folder / "s.db", clock=clock, **more))
+    return OPENED[-1]
+
+
+OPENED = []
+
+
+@pytest.fixture(autouse=True)
+def everything_opened_is_closed():
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 MAKERS = [pytest.param(memory_store, id="memory"), pytest.param(sqlite_store, id="sqlite")]
