@@ -360,9 +360,9 @@ def changed(
     return record, sums
 
 
-def check_writable(record: Record | None, proof: bytes, now: int) -> None:
+def check_writable(record: Record, proof: bytes, now: int) -> None:
     """Raise SessionGone unless the record is live and the proof is its current one."""
-    if record is None or not compare_digest(record.proof, proof) or not record.is_live(now):
+    if not compare_digest(record.proof, proof) or not record.is_live(now):
         raise gone()
 
 
