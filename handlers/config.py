@@ -17,15 +17,31 @@ if TYPE_CHECKING:
 
     from ..stores.protocol import Store
 
-__all__ = ["DEFAULT_ABSOLUTE", "OUTAGES", "Config"]
+__all__ = ["DEFAULT_ABSOLUTE", "LIMIT_POLICIES", "OUTAGES", "Config", "Limit"]
 
 OUTAGES: Final = ("raise", "anonymous")
 """What a handler can do while its store does not answer."""
+
+LIMIT_POLICIES: Final = ("refuse", "oldest")
+"""Who gives way when a user has the full number of sessions: the newest or the oldest."""
 
 DEFAULT_ABSOLUTE: Final = 30 * 86_400_000
 """The default absolute timeout in milliseconds: 30 days (NIST SP 800-63B-4, AAL1)."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many live sessions of a handler a user may have, and who gives way above that."""
+
+    most: int
+    policy: str
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the newest gives way."""
+        return self.policy == "refuse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +63,7 @@ class Config:
     revocations: "Store | None" = None
     server_only: bool = False
     fixed_id: str | None = None
+    limit: Limit | None = None
     outage: str = "raise"
     clock: Clock = SystemClock()
     logger: "logging.Logger | None" = None
@@ -72,6 +89,8 @@ class Config:
     def _check_store(self) -> None:
         if self.server_only and self.store is None:
             raise ConfigError(f"{self.name!r} is server-only, so it needs a store: add with_store().")
+        if self.limit is not None and self.store is None:
+            raise ConfigError(f"{self.name!r} cannot count the sessions of a user without a store: add with_store().")
         if self.fixed_id is not None and not self.server_only:
             raise ConfigError(f"{self.name!r} has a fixed id, which clients must not choose: add server_only().")
         if self.eager and self.server_only and self.fixed_id is None:

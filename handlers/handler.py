@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ..clock import FOREVER
 from ..errors import ConfigError, UsageError
 from ..keys import KeyRing, Keys
 from ..serializer import CustomFields, JsonSerializer
@@ -14,13 +13,14 @@ from .codec import FieldSealer, token_codec
 from .config import DEFAULT_ABSOLUTE, Config
 from .contents import Contents, OpaqueContents, PlainContents
 from .environ import REGISTRY, Environ, environ_of
-from .info import SUBJECT, SessionInfo, live_pages, with_live_ancestors
+from .info import SessionInfo
 from .options import HandlerOption, Option
 from .registry import Registry
 from .revocable import RevocableSession, marks_of
 from .server_only import ServerOnlySession, generated, loaded
 from .session import Session
 from .stored import StoredSession
+from .subjects import end_all, end_one, live_sessions, sweep_orphans
 from .transport import CookieTransport, HeaderTransport, NoTransport, Transport
 from .wsgi import link
 
@@ -84,6 +84,7 @@ class Handler:
             eager=False,
             server_only=False,
             fixed_id=None,
+            limit=None,
         )
         return _configured(config, self, options)
 
@@ -145,49 +146,34 @@ class Handler:
 
     def sessions(self, subject: str) -> list[SessionInfo]:
         """Return the live sessions of this handler that are bound to a subject, newest first; never an id."""
-        store = self._store(f"sessions({subject!r})")
-        found = [record for page in live_pages(store, SUBJECT, subject) for record in page if record.path == self.path]
-        return [SessionInfo.of(record) for record in reversed(with_live_ancestors(self, found))]
+        live = live_sessions(self, self._store(f"sessions({subject!r})"), subject)
+        return [SessionInfo.of(record) for record in reversed(live)]
 
     def revoke_all(self, subject: str, keep: "Session | str | None" = None) -> int:
         """Log a subject out everywhere, but for the session to keep; return how many sessions were ended.
 
-        It goes on until none that was bound at or before its start is left. Whatever is listed at first is ended
-        however it is stamped, for the clocks of several machines differ.
+        It goes on until none that was bound at or before its start is left. Descendants end too, and do not count.
         """
-        store, start = self._store(f"revoke_all({subject!r})"), self.now()
         kept = keep.handle if isinstance(keep, Session) else keep
-        latest, ended = FOREVER, 0
-        while True:
-            doomed = [
-                record.handle
-                for page in live_pages(store, SUBJECT, subject)
-                for record in page
-                if record.path == self.path and record.handle != kept and record.authenticated <= latest
-            ]
-            ended += sum(store.revoke(handle) for handle in doomed)
-            if not doomed:
-                return ended
-            latest = start
+        return end_all(self, self._store(f"revoke_all({subject!r})"), subject, kept)
 
     def revoke(self, handle: str, subject: str | None = None) -> bool:
         """End a session by its public name; return whether it was live.
 
         A session of another handler, or not bound to ``subject`` where one is given, is not found: False.
         """
-        store = self._store("revoke()")
-        record = store.load(handle, ()) if type(handle) is str else None
-        if record is None or record.path != self.path or subject not in {None, record.label.get(SUBJECT)}:
-            return False
-        was_live = bool(with_live_ancestors(self, [record]))
-        return store.revoke(handle) and was_live
+        return end_one(self, self._store("revoke()"), handle, subject)
 
     def sweep(self) -> int:
-        """Remove what expired an hour ago or more from the store; return how many records that were."""
+        """Remove what expired an hour ago or more from the store, and this handler's sessions whose ancestors are dead.
+
+        Returns how many records that were. Only a child handler has such orphans; to find them it goes through the
+        whole store.
+        """
         store, removed = self._store("sweep()"), 0
         while batch := store.sweep():
             removed += batch
-        return removed
+        return removed + sweep_orphans(self, store)
 
     def _store(self, call: str) -> "Store":
         if self.config.store is None:

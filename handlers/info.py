@@ -37,7 +37,10 @@ SUBJECT: Final = "subject"
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One live session as others may see it; times are in UTC, and ``expires_at`` is None for no deadline."""
+    """One live session as others may see it; times are in UTC, and ``expires_at`` is None for no deadline.
+
+    ``parent`` is the handle of the session that it was spawned from, None for a session of a root handler.
+    """
 
     handle: str
     handler: str
@@ -46,6 +49,7 @@ class SessionInfo:
     created: datetime
     seen: datetime
     expires_at: datetime | None
+    parent: str | None = None
 
     @classmethod
     def of(cls, record: "Record") -> "SessionInfo":
@@ -58,6 +62,7 @@ class SessionInfo:
             _moment(record.created),
             _moment(record.seen),
             None if record.ends >= FOREVER else _moment(record.ends),
+            handle_above(record) or None,
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from ..clock import Clock, Duration, milliseconds
 from ..errors import ConfigError
 from ..serializer import Serializer
-from .config import OUTAGES
+from .config import LIMIT_POLICIES, OUTAGES, Limit
 from .cookie import CookiePolicy
 from .events import Listener
 from .ids import IdGenerator, checked_id
@@ -42,6 +42,7 @@ __all__ = [
     "with_idle_timeout",
     "with_logger",
     "with_max_age",
+    "with_max_sessions",
     "with_outage",
     "with_revocations",
     "with_serializer",
@@ -153,6 +154,20 @@ def fixed_id(session_id: str) -> Option:
     Raises NoID for what cannot be an id.
     """
     return _option(fixed_id=checked_id(session_id))
+
+
+def with_max_sessions(most: int, policy: str = "refuse") -> Option:
+    """Let a subject have at most this many live sessions of this handler, exactly so however many log in at once.
+
+    Above that ``"oldest"`` ends the one that was bound first, and ``"refuse"`` refuses the new one: the commit raises
+    LimitReached, which becomes a 409 if it escapes, and nothing of the login lasts. It needs a store. Children do not
+    inherit it.
+    """
+    if type(most) is not int or most < 1:
+        raise ConfigError(f"with_max_sessions() takes an int of 1 or more, not {most!r}.")
+    if policy not in LIMIT_POLICIES:
+        raise ConfigError(f"with_max_sessions() takes {' or '.join(map(repr, LIMIT_POLICIES))}, not {policy!r}.")
+    return _option(limit=Limit(most, policy))
 
 
 def with_outage(answer: str, stale_for: Duration | None = None) -> Option:

@@ -17,10 +17,10 @@ from ..errors import (
     StoreUnavailable,
     UsageError,
 )
-from ..records import NOTHING, Changes, Record
-from .context import ABSENT, AWAY, BEGUN, LIVE, Context
+from ..records import Changes, Record
+from .context import ABSENT, AWAY, BEGUN, DATA, LIVE, Context
 from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
-from .info import SUBJECT, handle_above, lineage_of
+from .info import handle_above, lineage_of
 from .life import Life
 from .loading import Batch
 from .session import Session
@@ -158,6 +158,7 @@ class ServerOnlySession(StoredSession):
                     return
             else:
                 self._settle(record)
+                self._keep_to_the_limit()
                 return
         raise Conflict(f"The session {self._given!r} of {self.handler.path!r} comes and goes: try again.")
 
@@ -165,13 +166,7 @@ class ServerOnlySession(StoredSession):
         """Write what we have into the session that exists by now; return False if it is gone again."""
         store, now, handle = self._store, self.handler.now(), handle_text(self._who().handle)
         sets, deletes = self._edits(handle)
-        subject = None if self._extras is None else self._extras.subject
-        changes = Changes(
-            sets=sets,
-            deletes=deletes,
-            authenticated=self._extras.authenticated if self._extras is not None and subject else None,
-            labels={SUBJECT: subject} if subject else NOTHING,
-        )
+        extras, changes = self._extras, Changes(sets=sets, deletes=deletes)
         record = store.load(handle)
         try:
             if record is not None and any(changes):
@@ -184,6 +179,11 @@ class ServerOnlySession(StoredSession):
         self._become(LIVE)
         self._changes &= ~BEGUN
         self._adopt(record, now)
+        if extras is not None and extras.subject:
+            bound = self._more()
+            bound.subject, bound.authenticated = extras.subject, extras.authenticated
+            self._change(DATA)
+            self._update(failed=False)
         return True
 
 

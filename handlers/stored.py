@@ -7,7 +7,7 @@ SessionGone: nothing brings a dead session back.
 """
 
 from hmac import compare_digest
-from typing import Any, Final
+from typing import Final
 
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import (
@@ -21,27 +21,26 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record
-from .claim import Claim, written
-from .contents import Loaded
+from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_bytes, handle_text
-from .info import PARENT, SUBJECT, SessionInfo, live_pages
+from .info import PARENT, SessionInfo, live_pages
+from .limited import LimitedSession
 from .loading import Batch
 from .metadata import Metadata
 from .outdated import OVERLAP_MS
-from .token import Extras, Identity
-from .writing import WritingSession
+from .token import Identity
 
 __all__ = ["StoredSession"]
 
 MOST_HANDLES: Final = 3
 
 
-class StoredSession(WritingSession):
+class StoredSession(LimitedSession):
     """A session in a store, where two overlapping requests that write different keys both survive."""
 
-    __slots__ = ("_answered", "_batch", "_claim", "_replaced")
+    __slots__ = ("_batch", "_claim", "_replaced")
 
     _claim: Claim | None
     """What the client's token says."""
@@ -52,7 +51,7 @@ class StoredSession(WritingSession):
         self._batch = batch
         self._claim = None
         self._lost = None
-        self._answered: str | None = None
+        self._answered = None
         self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
         self._replaced: list[str] | None = None  # The handles of what generate() replaced.
 
@@ -121,18 +120,6 @@ class StoredSession(WritingSession):
         self.state = LIVE
         if self.handler.idles or record.idle != FOREVER:
             self._follow_the_settings()
-
-    def _adopt_extras(self, record: Record, data: dict[str, Any] | Loaded) -> dict[str, Any]:
-        """Take over what few sessions have: a user, keys that expire, flash messages; return the plain data."""
-        subject = record.label.get(SUBJECT)
-        loaded = data if isinstance(data, Loaded) else Loaded(data, {}, [])
-        if subject or loaded.deadlines or loaded.flashes:
-            extras = self._extras = Extras()
-            extras.subject, extras.authenticated = subject, record.authenticated
-            extras.deadlines, extras.flashes = loaded.deadlines, [message for _, message in loaded.flashes]
-            self._flashed = loaded.flashes
-            self._ready = self._ready and not loaded.deadlines
-        return loaded.data
 
     def stand_for(self, record: Record | None) -> None:
         """Be the session of a record that code on the server asked for by its handle, where no id proves anything."""
@@ -295,15 +282,6 @@ class StoredSession(WritingSession):
         if self._record is not None:
             self._update(failed=False, late=True)
 
-    def _drop_edits(self) -> None:
-        """Forget what a failed response would have changed, so that nothing of it is written later."""
-        who, record = self._who(), self._known()
-        self._written, self._sent, self._exposed, self._extras = {}, [], None, None
-        self._identity = who._replace(own=record.own, idle=record.idle)
-        self._changes &= ~(DATA | IDENTITY)
-        data = self.handler.contents.read(record, self.handler.now())
-        self._data = self._adopt_extras(record, data)
-
     def _create(self) -> None:
         """Insert the record; a handle that exists already is another session's, so a new one is drawn."""
         for attempt in range(1, MOST_HANDLES + 1):
@@ -319,6 +297,7 @@ class StoredSession(WritingSession):
                 self._turn = self._context.turn
             else:
                 self._settle(record)
+                self._keep_to_the_limit()
                 return
 
     def _insert(self, record: Record) -> None:
@@ -344,7 +323,7 @@ class StoredSession(WritingSession):
                     self._changes &= ~(IDENTITY | KEY)
                     return
             else:
-                self._apply(changes)
+                self._apply_within_the_limit(record, changes)
             self._applied.append(changes)
             self._settle(record if changes.is_data else self._after(record, changes))
         if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):
@@ -372,13 +351,6 @@ class StoredSession(WritingSession):
         return changes is not None and (
             changes.own is not None or (changes.idle is not None and self._who().own != FOREVER)
         )
-
-    def _line(self, *, failed: bool = False) -> str:
-        """Return the response header's value that gives the client its token; after a failure, for the life it had."""
-        who = self._who()
-        if failed and self._record is not None:
-            who = who._replace(own=self._record.own)
-        return self.handler.line(written(who.absolute, self._version, who.handle, who.id)) + self._lasting(who)
 
     # -- looking around --------------------------------------------------------------------
 

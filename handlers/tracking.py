@@ -6,12 +6,13 @@ from typing import Any
 import orjson
 
 from ..records import NOTHING, Changes, Field, Record, as_value, changed_fields, packed
-from .contents import Flash, field_of, flash_field
+from .contents import Flash, Loaded, field_of, flash_field
 from .context import DATA, IDENTITY, RENEWED
 from .ids import handle_text, proof_of
 from .info import ABOVE, PARENT, SUBJECT
 from .metadata import LONGEST_AGENT
 from .outdated import RenewableSession
+from .token import Extras
 
 __all__ = ["TrackedSession"]
 
@@ -67,6 +68,18 @@ class TrackedSession(RenewableSession):
     def _expose(self, key: str, value: Any) -> None:
         super()._expose(key, value)
         self._context.late = True
+
+    def _adopt_extras(self, record: Record, data: dict[str, Any] | Loaded) -> dict[str, Any]:
+        """Take over what few sessions have: a user, keys that expire, flash messages; return the plain data."""
+        subject = record.label.get(SUBJECT)
+        loaded = data if isinstance(data, Loaded) else Loaded(data, {}, [])
+        if subject or loaded.deadlines or loaded.flashes:
+            extras = self._extras = Extras()
+            extras.subject, extras.authenticated = subject, record.authenticated
+            extras.deadlines, extras.flashes = loaded.deadlines, [message for _, message in loaded.flashes]
+            self._flashed = loaded.flashes
+            self._ready = self._ready and not loaded.deadlines
+        return loaded.data
 
     # -- what the store lacks --------------------------------------------------------------
 
@@ -192,6 +205,15 @@ class TrackedSession(RenewableSession):
                 field = flash_field(now, place)
                 sets[field] = (self.handler.contents.write(handle, field, list(message)), 0)
                 self._sent.append((field, message))
+
+    def _drop_edits(self) -> None:
+        """Forget what a failed response, or a refused login, would have changed: nothing of it is written later."""
+        who, record = self._who(), self._known()
+        self._written, self._sent, self._exposed, self._extras = {}, [], None, None
+        self._identity = who._replace(own=record.own, idle=record.idle)
+        self._changes &= ~(DATA | IDENTITY)
+        data = self.handler.contents.read(record, self.handler.now())
+        self._data = self._adopt_extras(record, data)
 
     def _after(self, record: Record, changes: Changes) -> Record:
         """Return our record with what the changes make of everything but its fields."""

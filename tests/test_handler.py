@@ -53,6 +53,7 @@ EVERY_OPTION = {
     "with_clock": st.builds(FakeClock),
     "with_store": st.none() | st.just(MemoryStore()),
     "with_revocations": st.none() | st.just(MemoryStore()),
+    "with_max_sessions": st.integers(1, 5),
     "with_outage": st.sampled_from(["raise", "anonymous"]),
     "with_logger": st.none() | st.just(logging.getLogger("test")),
     "with_events": st.none() | st.just(print),

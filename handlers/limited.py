@@ -1,0 +1,93 @@
+"""A stored session whose user may have a limited number of them, exactly so however many log in at once.
+
+The session is bound in the store first and counted then, in the order in which the store's engine bound them all. If
+its user has the full number already, nothing of the login lasts: a session that began in this request is ended, and one
+that was there before belongs to nobody and has what it had.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from ..errors import LimitReached, StoreError
+from ..records import NOTHING, Changes, Record
+from .claim import written
+from .context import REVOKED
+from .events import emit
+from .info import SUBJECT
+from .subjects import has_room
+from .writing import WritingSession
+
+__all__ = ["LimitedSession"]
+
+
+class LimitedSession(WritingSession):
+    """A session that is bound only as far as ``with_max_sessions()`` lets its user have one more."""
+
+    __slots__ = ("_answered",)
+
+    _answered: str | None
+    """The response header's value that gives the client its new token, once the store has what it says."""
+
+    def _keep_to_the_limit(self) -> None:
+        """End what was just begun if its user has the full number of sessions, and raise LimitReached."""
+        record: Record = self._record  # type: ignore[assignment]
+        if not self._is_limited(record.label):
+            return
+        try:
+            self._check_limit(record)
+        except (LimitReached, StoreError):
+            with suppress(StoreError):
+                self._store.revoke(record.handle)
+            self._become(REVOKED)
+            raise
+
+    def _apply_within_the_limit(self, record: Record, changes: Changes) -> None:
+        """Apply; where that binds the session to a user, bind it first and alone, and then see whether it may stay.
+
+        What a login writes must not stay in a session that is not logged in.
+        """
+        if not self._is_limited(changes.labels):
+            self._apply(changes)
+            return
+        rest = changes._replace(proof=None, grace=0, authenticated=None, labels=NOTHING)
+        binding = Changes(
+            proof=changes.proof, grace=changes.grace, authenticated=changes.authenticated, labels=changes.labels
+        )
+        self._apply(binding)
+        bound = self._record = self._after(record, binding)
+        self._answered = self._line()  # The new id holds, whatever becomes of the rest.
+        try:
+            self._check_limit(bound)
+        except (LimitReached, StoreError):
+            self._unbind(bound)
+            raise
+        if any(rest):
+            self._apply(rest)
+
+    def _is_limited(self, labels: Mapping[str, str | None]) -> bool:
+        return self.handler.config.limit is not None and labels.get(SUBJECT) is not None
+
+    def _check_limit(self, record: Record) -> None:
+        limit = self.handler.config.limit
+        if limit is None or has_room(self.handler, self._store, limit, record.handle, record.label[SUBJECT]):
+            return
+        emit(self.handler, "refused", record.handle, LimitReached.__name__)
+        raise LimitReached(
+            f"The user has {limit.most} live sessions of {self.handler.path!r} already, and may have no more: let one "
+            "be ended first, for example on a page that lists handler.sessions()."
+        )
+
+    def _unbind(self, record: Record) -> None:
+        """Leave the session to nobody, with nothing of what this request wrote."""
+        changes = Changes(labels={SUBJECT: None}, authenticated=0)
+        with suppress(StoreError):
+            self._apply(changes)
+            self._record = self._after(record, changes)
+        self._drop_edits()
+
+    def _line(self, *, failed: bool = False) -> str:
+        """Return the response header's value that gives the client its token; after a failure, for the life it had."""
+        who = self._who()
+        if failed and self._record is not None:
+            who = who._replace(own=self._record.own)
+        return self.handler.line(written(who.absolute, self._version, who.handle, who.id)) + self._lasting(who)
