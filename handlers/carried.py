@@ -7,6 +7,7 @@
       after a revocation or expiry   a new token                  forget, if it had a token
       after its parent ended         a new token                  as its parent, if it had a token
     REVOKED                          forget, if it had a token    forget, if it had a token
+    MERGED                           forget, if it had a token    nothing
     ORPHANED                         forget, if it had a token    as its parent, if it had a token
     EXPIRED                          forget                       forget; a child as its parent
     ABSENT, UNSEEN                   nothing                      nothing
@@ -17,6 +18,7 @@ A token that did not verify is never forgotten: a node with another key ring wou
 from ..errors import CookieTooLarge
 from .context import BEGUN, DATA, IDENTITY, LIVE, RENEWED, UNSEEN
 from .cookie import LARGEST_SET_COOKIE
+from .events import emit
 from .session import Session
 from .token import SEPARATE, Identity, write_rest
 
@@ -39,6 +41,7 @@ class CarriedSession(Session):
             return self.handler.transport.erasure if self._is_to_be_forgotten(failed=failed) else None
         if failed:
             return self._renewed_only()
+        self._tell()
         handler, changes, origin = self.handler, self._changes, self._origin
         if changes == DATA and origin is not None and self._exposed is None and self._is_plain():
             # What nearly every write is: plain data in place of plain data.
@@ -59,6 +62,13 @@ class CarriedSession(Session):
             rest = write_rest(self._extras, rest)
         return self._header(head + rest)
 
+    def regenerate(self) -> None:
+        """Begin a new session in place of the one there may be."""
+        replaced = self.handle
+        super().regenerate()
+        if replaced is not None:
+            emit(self.handler, "revoked", replaced, "replaced")
+
     def _is_plain(self) -> bool:
         """Tell whether there is nothing but keys that last, in a session that no look has to prolong."""
         return self._extras is None and not self.handler.idles
@@ -67,6 +77,7 @@ class CarriedSession(Session):
         """Return the session as it came, but for its new id, if it has one."""
         if not self._changes & RENEWED or self._origin is None:
             return None
+        self._tell()
         came = Identity.read(self._origin)
         return self._header(came._replace(id=self._who().id).write() + self._origin[self._rest :])
 

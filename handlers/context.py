@@ -8,6 +8,7 @@ ORPHANED  its parent ended in this request
 REVOKED   it was ended in this request
 LOST      the store refused a write, because another request had ended or renewed it
 AWAY      nobody can say, because the store does not answer
+MERGED    its data went into another session of this request, whose commit ends it
 """
 
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ ORPHANED: Final = 4
 REVOKED: Final = 5
 LOST: Final = 6
 AWAY: Final = 7
+MERGED: Final = 8
 
 UNSURE: Final = frozenset({LOST, AWAY})
 """The states in which the session may well live on for another request, so that the client forgets nothing."""
@@ -35,6 +37,7 @@ IDENTITY: Final = 2
 RENEWED: Final = 4
 BEGUN: Final = 8
 KEY: Final = 16
+UNTOLD: Final = 64  # Listeners have not been told yet that it began, or has another id.
 ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
 
 
@@ -42,7 +45,8 @@ class Context:
     """What the sessions of one request share. It knows no session, no environ and no start_response."""
 
     __slots__ = (
-        "address", "agent", "batches", "changed", "done", "ended", "late", "over", "replacing", "turn", "vary",
+        "address", "agent", "batches", "changed", "done", "ended", "late", "merging", "over", "replacing", "turn",
+        "vary",
     )  # fmt: skip
 
     agent: str
@@ -65,6 +69,7 @@ class Context:
         self.ended = False  # Whether any session that came with the request is dead by now.
         self.vary = ""  # The request headers that the response depends on, because a session was looked at.
         self.batches: dict[int, Batch] | None = None  # What was read from each store.
+        self.merging = False  # Whether any session has something to end once all are written.
         self.replacing = False  # Whether any session has something to end before others are written.
         self.over = False  # Whether the request has ended, so that nothing more can be written in it.
         self.late = False  # Whether anything was written to a stored session since the headers went out.

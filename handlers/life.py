@@ -4,7 +4,22 @@ from typing import Any, Final
 
 from ..clock import FOREVER
 from ..errors import HeadersSent, ParentInvalid, SessionGone
-from .context import ABSENT, AWAY, BEGUN, DATA, ENDED, EXPIRED, IDENTITY, LIVE, LOST, ORPHANED, REVOKED, UNSURE
+from .context import (
+    ABSENT,
+    AWAY,
+    BEGUN,
+    DATA,
+    ENDED,
+    EXPIRED,
+    IDENTITY,
+    LIVE,
+    LOST,
+    MERGED,
+    ORPHANED,
+    REVOKED,
+    UNSURE,
+    UNTOLD,
+)  # fmt: skip
 from .events import emit
 from .ids import generated_id, handle_text, new_handle
 from .looking import Looking, away
@@ -42,8 +57,6 @@ class Life(Looking):
         self._still_open()
         if self.state == AWAY:
             raise away()
-        if self.state == LIVE:
-            emit(self.handler, "revoked", handle_text(self._handle()), "replaced")
         self._begin()
 
     def _still_open(self) -> None:
@@ -68,9 +81,9 @@ class Life(Looking):
             raise away()
         if self.state == LOST:
             raise SessionGone("Another request ended or renewed this session: let the client send this one again.")
-        if self.state == REVOKED or (self.state == ORPHANED and not self._parent_is_live()):
+        if self.state in {REVOKED, MERGED} or (self.state == ORPHANED and not self._parent_is_live()):
             raise SessionGone(
-                f"The session {self.handler.path!r} was revoked in this request: begin a new one with generate()."
+                f"The session {self.handler.path!r} was ended in this request: begin a new one with generate()."
             )
 
     def _parent_is_live(self) -> bool:
@@ -100,8 +113,7 @@ class Life(Looking):
         self._become(LIVE)
         self._identity = Identity(now, absolute, own, idle, handle, under, session_id)
         self._ends = self._identity.ends
-        self._change(BEGUN | IDENTITY | DATA | (ENDED if ended else 0))
-        emit(self.handler, "created", handle_text(self._identity.handle))
+        self._change(BEGUN | IDENTITY | DATA | UNTOLD | (ENDED if ended else 0))
 
     def _new_names(self, under: bytes) -> tuple[bytes, str]:  # noqa: ARG002 - where the handle is given, it depends on it
         """Return the handle and the id of a session that begins under this parent's handle."""
@@ -123,6 +135,14 @@ class Life(Looking):
     def _is_shortened(self, now: int, idle: int, interval: int) -> bool:
         """Tell whether the timeout was longer at the last touch, by more than clocks may differ."""
         return self._who().idle > now + idle + interval
+
+    # -- telling ---------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Tell listeners, once and when it lasts, that the session began or has another id."""
+        if self._changes & UNTOLD:
+            self._changes &= ~UNTOLD
+            emit(self.handler, "created" if self._changes & BEGUN else "renewed", handle_text(self._handle()))
 
     # -- ending ----------------------------------------------------------------------------
 
@@ -151,6 +171,8 @@ class Life(Looking):
             return True
         if self._origin is None and self.state != EXPIRED:
             return False
+        if failed and self.state == MERGED:
+            return False  # What it was to go into was not written.
         if failed and self._parent is not None and self.state != REVOKED:
             # After a 5xx a parent that was only replaced is not: then its children are not dead either.
             return self._parent._is_to_be_forgotten(failed=True)

@@ -144,6 +144,9 @@ class Registry:
             for session in self._sessions.values():
                 session.finish()
         context.over = True
+        if context.merging:
+            for session in self._sessions.values():
+                session.forget_merged()
 
     def _batch(self, store: "Store", context: Context, environ: Environ) -> Batch | None:
         """Return what loads in one trip for all handlers that read from this store, if there are several."""
@@ -187,6 +190,9 @@ class Registry:
             answer = session.answer(failed)
             if answer is not None:
                 answers.append((session.handler.transport.response_header, answer))
+        if not failed and self._context is not None and self._context.merging:
+            for session in self._sessions.values():
+                session.end_merged()
         return answers
 
 

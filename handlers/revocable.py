@@ -11,7 +11,7 @@ from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import BadSession, Conflict, SessionGone
 from ..records import PROOF_BYTES, Record
 from .carried import CarriedSession
-from .context import BEGUN, EXPIRED, LIVE, RENEWED, REVOKED, UNSEEN
+from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_text, named_handle
 from .loading import Batch
@@ -93,8 +93,7 @@ class RevocableSession(RenewableSession, CarriedSession):
         return None if self._outdated and self.state == LIVE else super().answer(failed)
 
     def _begin(self) -> None:
-        came = self.state == LIVE and self._origin is not None and not self._changes & BEGUN
-        replaced = self._came if came and not self._outdated else None
+        replaced = self._came if self._still_stands() and not self._outdated else None
         super()._begin()
         self._outdated = False
         if replaced is not None:
@@ -121,9 +120,21 @@ class RevocableSession(RenewableSession, CarriedSession):
         self._check_current()
         if self.state == LIVE:
             self._list_replaced()
-            if self._origin is not None and not self._changes & BEGUN:
-                self._list(_REVOKED, self._who())
+            if self._still_stands():
+                self._list(_REVOKED, self._came)
             self._end(REVOKED)
+        elif self.state == MERGED:
+            self._end_merged()
+
+    def _end_merged(self) -> None:
+        self._list_replaced()
+        if self._still_stands():
+            self._list(_REVOKED, self._came)
+        super()._end_merged()
+
+    def _still_stands(self) -> bool:
+        """Tell whether what came with the request was neither replaced nor ended for good."""
+        return self.state in {LIVE, MERGED} and self._origin is not None and not self._changes & BEGUN
 
     def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
         """List what ``generate()`` replaced, unless the response failed, and the id that a renewal outdated."""

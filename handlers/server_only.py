@@ -159,6 +159,7 @@ class ServerOnlySession(StoredSession):
             else:
                 self._settle(record)
                 self._keep_to_the_limit()
+                self._tell()
                 return
         raise Conflict(f"The session {self._given!r} of {self.handler.path!r} comes and goes: try again.")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import ConfigError, KeyNotFound, SessionGone, UsageError
 from ..serializer import IMMUTABLE, JsonSerializer
-from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, RENEWED, REVOKED
+from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, MERGED, RENEWED, REVOKED, UNTOLD
 from .events import emit
 from .ids import generated_id, handle_text
 from .life import Life, away
@@ -36,7 +36,10 @@ class Session(Life, MutableMapping[str, Any]):
     overlapping one, or in a store, where neither loses what the other wrote.
     """
 
-    __slots__ = ()
+    __slots__ = ("_merged",)
+
+    _merged: "list[tuple[Session, str | None]]"
+    """What was merged into this session and ends with its commit, and its handles; not set before the first."""
 
     # -- the mapping -----------------------------------------------------------------------
 
@@ -229,8 +232,7 @@ class Session(Life, MutableMapping[str, Any]):
             raise ConfigError("renew() takes a grace of 0 or more seconds.")
         if self._is_open():
             self._identity = self._who()._replace(id=generated_id(self.handler.config.id_generator))
-            self._change(IDENTITY | RENEWED)
-            emit(self.handler, "renewed", self.handle)
+            self._change(IDENTITY | RENEWED | UNTOLD)
 
     def revoke(self) -> None:
         """End the session at once, its descendants with it, and delete the client's copy.
@@ -244,17 +246,20 @@ class Session(Life, MutableMapping[str, Any]):
             raise away()
         if self.state == LIVE:
             self._end(REVOKED)
+        elif self.state == MERGED:
+            self._end_merged()
 
     def merge(self, other: "Session") -> None:
         """Lay another live session's keys over ours, with their expiries, and revoke it; our deadlines stay.
 
-        Its flash messages come along, behind ours.
+        Its flash messages come along, behind ours. In this request it has ended at once, its descendants with it;
+        for good it ends after our commit, so that a response that fails loses the data of neither.
         """
         if other is self or self._descends_from(other):
             raise UsageError("merge() takes another session, and none of our ancestors.")
         if not other.is_live():
             raise SessionGone(f"The session {other.handler.path!r} to merge is not live.")
-        data = dict(other._look())
+        data = dict(other._writable())
         deadlines = {} if other._extras is None else dict(other._extras.deadlines)
         self._writable()
         for key, value in data.items():
@@ -264,7 +269,10 @@ class Session(Life, MutableMapping[str, Any]):
             self._ready = False
         for category, message in other.flashes():
             self.flash(message, category)
-        other.revoke()
+        self._merged = [*getattr(self, "_merged", ()), (other, other.handle)]
+        self._context.merging = True
+        self._change(DATA)
+        other._become(MERGED)
 
     def _descends_from(self, other: "Session") -> bool:
         parent = self._parent
@@ -391,8 +399,10 @@ class Session(Life, MutableMapping[str, Any]):
         """
         headers = [] if self._parent is None else self.parent.commit()  # type: ignore[union-attr]
         self.end_replaced(failed=False)
-        answer = self.answer(failed=False) if self.accessed else None
-        return headers if answer is None else [*headers, (self.handler.transport.response_header, answer)]
+        answers = [(self, self.answer(failed=False) if self.accessed else None)]
+        answers += [(other, other.answer(failed=False)) for other in self.end_merged()]
+        told = [(session.handler.transport.response_header, text) for session, text in answers if text is not None]
+        return [*headers, *told]
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -401,6 +411,26 @@ class Session(Life, MutableMapping[str, Any]):
 
     def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as answer()
         """End what ``generate()`` replaced and what a renewal outdated: before anything else is written."""
+
+    def end_merged(self) -> "list[Session]":
+        """End for good what was merged into this session, once this one is written; return what that was."""
+        ended: list[Session] = []
+        while self._context.merging and getattr(self, "_merged", None):
+            other, handle = self._merged[-1]
+            if other.state == MERGED:
+                other._end_merged()
+                emit(other.handler, "revoked", handle, "merged")
+            ended.append(other)
+            self._merged.pop()
+        return ended
+
+    def forget_merged(self) -> None:
+        """Let what was merged into this session be, at the end of a request that did not write it."""
+        self._merged = []
+
+    def _end_merged(self) -> None:
+        """End for good after a merge."""
+        self._become(REVOKED)
 
     def salvage(self) -> str | None:
         """Return what the client must be told although the commit failed, lest a finished renewal log it out."""

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..records import Changes, Record
 from .claim import Claim
-from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, RENEWED, REVOKED, UNSEEN
+from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SessionInfo, live_pages
@@ -180,11 +180,12 @@ class StoredSession(LimitedSession):
             self._context.replacing = True
 
     def _become(self, state: int) -> None:
+        merged = self._record.handle if state == MERGED and self._record is not None else None
         super()._become(state)
         self._track()
         self._outdated = False
         self._claim = None
-        self._lost = None
+        self._lost = merged
 
     def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
         """Revoke what ``generate()`` replaced, unless the response failed."""
@@ -193,7 +194,8 @@ class StoredSession(LimitedSession):
 
     def _revoke_replaced(self) -> None:
         while self._replaced:
-            self._store.revoke(self._replaced[-1])
+            if self._store.revoke(self._replaced[-1]):
+                emit(self.handler, "revoked", self._replaced[-1], "replaced")
             self._replaced.pop()
 
     def revoke(self) -> None:
@@ -209,9 +211,17 @@ class StoredSession(LimitedSession):
                 self._store.revoke(self._record.handle)
             self._end(REVOKED)
         elif self._lost is not None:
-            # Another request renewed it, or ended it already: this one had proved whose it is all the same.
+            self._end_lost()
+
+    def _end_lost(self) -> None:
+        """End what another request renewed or ended, and this one had proved whose it is, or what was merged away."""
+        self._revoke_replaced()
+        if self._lost is not None:
             self._store.revoke(self._lost)
-            self._become(REVOKED)
+        self._become(REVOKED)
+
+    def _end_merged(self) -> None:
+        self._end_lost()
 
     def renew(self, grace: Duration = 0) -> None:
         """Give the session a new id; its data, its handle and its children stay.
@@ -298,6 +308,7 @@ class StoredSession(LimitedSession):
             else:
                 self._settle(record)
                 self._keep_to_the_limit()
+                self._tell()
                 return
 
     def _insert(self, record: Record) -> None:
@@ -326,6 +337,8 @@ class StoredSession(LimitedSession):
                 self._apply_within_the_limit(record, changes)
             self._applied.append(changes)
             self._settle(record if changes.is_data else self._after(record, changes))
+            if changes.proof is not None:
+                self._tell()
         if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):
             self._answered = self._line(failed=failed)
 

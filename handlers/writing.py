@@ -31,7 +31,7 @@ class WritingSession(TrackedSession):
     __slots__ = ("_lost",)
 
     _lost: str | None
-    """The handle of what this request had, and the store refused to let it write to."""
+    """The handle of what this request had and may still end: the store refused it a write, or it was merged away."""
 
     @property
     def _store(self) -> "Store":
