@@ -11,9 +11,13 @@ AWAY      nobody can say, because the store does not answer
 MERGED    its data went into another session of this request, whose commit ends it
 """
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+from weakref import WeakMethod
 
 if TYPE_CHECKING:
+    from .handler import Handler
+    from .info import SessionInfo
     from .loading import Batch
 
 __all__ = ["Context"]
@@ -41,12 +45,19 @@ UNTOLD: Final = 64  # Listeners have not been told yet that it began, or has ano
 ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
 
 
+Family: TypeAlias = "Callable[[Handler, str | None, str], list[SessionInfo] | None]"
+"""Returns the live children that are kept elsewhere than their parent, or None where no handler keeps any so.
+
+It takes the parent's handler, what its children know it by (None unless it is live), and the text with its token.
+"""
+
+
 class Context:
     """What the sessions of one request share. It knows no session, no environ and no start_response."""
 
     __slots__ = (
-        "address", "agent", "batches", "changed", "done", "ended", "late", "merging", "over", "replacing", "turn",
-        "vary",
+        "address", "agent", "batches", "changed", "done", "ended", "family", "late", "merging", "over", "replacing",
+        "turn", "vary",
     )  # fmt: skip
 
     agent: str
@@ -72,4 +83,5 @@ class Context:
         self.merging = False  # Whether any session has something to end once all are written.
         self.replacing = False  # Whether any session has something to end before others are written.
         self.over = False  # Whether the request has ended, so that nothing more can be written in it.
+        self.family: WeakMethod[Family] | None = None  # Set where a child may be kept apart from its parent.
         self.late = False  # Whether anything was written to a stored session since the headers went out.

@@ -19,9 +19,12 @@ __all__ = [
     "PARENT",
     "SUBJECT",
     "SessionInfo",
+    "children_in",
     "handle_above",
     "lineage_of",
     "live_pages",
+    "moment",
+    "moment_of_end",
     "with_live_ancestors",
 ]
 
@@ -59,9 +62,9 @@ class SessionInfo:
             record.path,
             record.label.get(SUBJECT),
             Metadata.at(record.created, record.agent, record.address),
-            _moment(record.created),
-            _moment(record.seen),
-            None if record.ends >= FOREVER else _moment(record.ends),
+            moment(record.created),
+            moment(record.seen),
+            moment_of_end(record.ends),
             handle_above(record) or None,
         )
 
@@ -74,6 +77,12 @@ def live_pages(store: "Store", label: str, value: str) -> "Iterator[list[Record]
         yield records
         if after is None:
             return
+
+
+def children_in(store: "Store", lineage: str) -> list[SessionInfo]:
+    """Return what a store has of a live session's children, newest first."""
+    pages = live_pages(store, PARENT, lineage)
+    return [SessionInfo.of(record) for page in pages for record in page][::-1]
 
 
 def with_live_ancestors(handler: "Handler", records: "list[Record]") -> "list[Record]":
@@ -100,5 +109,11 @@ def lineage_of(record: "Record", *, born: bool) -> str:
     return handle_text(named_handle(b"life", record.handle.encode(), record.proof))
 
 
-def _moment(time: int) -> datetime:
+def moment(time: int) -> datetime:
+    """Return a time in milliseconds since the epoch as a datetime in UTC."""
     return datetime.fromtimestamp(time / 1000, UTC)
+
+
+def moment_of_end(time: int) -> datetime | None:
+    """Return a deadline as a datetime in UTC, or None for none."""
+    return None if time >= FOREVER else moment(time)

@@ -6,10 +6,12 @@ not hold it, so a finished request is freed at once, without the garbage collect
 """
 
 from typing import TYPE_CHECKING, Final
+from weakref import WeakMethod
 
 from ..errors import UsageError
 from .context import Context
 from .environ import Environ
+from .info import SessionInfo, children_in
 from .loading import Batch
 from .response import merged
 from .server_only import ServerOnlySession
@@ -26,13 +28,21 @@ __all__ = ["Linked", "Registry", "clash_between"]
 
 
 class Linked(dict[str, "Handler"]):
-    """The handlers of a chain, outermost first, by name; and which of them load from one store together."""
+    """The handlers of a chain, outermost first, by name, and what many requests need to know of them.
 
-    __slots__ = ("sharing",)
+    ``sharing`` are those that load from one store together; ``apart`` are those whose sessions are kept elsewhere than
+    their parents', by the parent's name.
+    """
+
+    __slots__ = ("apart", "sharing")
 
     def __init__(self, handlers: "Mapping[str, Handler]") -> None:
-        """Find out, once for all requests, which stores more than one of them reads from."""
+        """Find both out once for all requests."""
         super().__init__(handlers)
+        self.apart: dict[str, list[Handler]] = {}
+        for handler in handlers.values():
+            if handler.parent is not None and handler.parent.config.store is not handler.config.store:
+                self.apart.setdefault(handler.parent.name, []).append(handler)
         by_store: dict[int, list[Handler]] = {}
         for handler in handlers.values():
             if handler.backing is not None and handler.places is not None:
@@ -46,7 +56,7 @@ _UNLINKED: Final = Linked({})
 class Registry:
     """The sessions of one request, by handler name."""
 
-    __slots__ = ("_context", "_sessions", "closed", "done", "linked")
+    __slots__ = ("__weakref__", "_context", "_sessions", "closed", "done", "linked")
 
     def enter(self, linked: Linked) -> None:
         """Begin with the handlers of the chain, outermost first, and no session."""
@@ -99,6 +109,8 @@ class Registry:
             get = environ.get
             context = self._context = Context()
             context.enter(get("HTTP_USER_AGENT", ""), get("REMOTE_ADDR", ""), self.done)
+            if self.linked.apart:
+                context.family = WeakMethod(self.kept_apart)  # Sessions must not hold us.
         session = self._sessions[name] = handler.kind()
         session.enter(handler, context, environ.get(handler.transport.key, ""), parent)
         if handler.backing is not None:
@@ -147,6 +159,24 @@ class Registry:
         if context.merging:
             for session in self._sessions.values():
                 session.forget_merged()
+
+    def kept_apart(self, parent: "Handler", lineage: str | None, source: str) -> "list[SessionInfo] | None":
+        """Return the live children of a session that are in other stores, or in this request; None for no such handler.
+
+        A child that travels in another header than its parent is known once its handler was asked for it.
+        """
+        handlers = self.linked.apart.get(parent.name)
+        if handlers is None:
+            return None
+        found: list[SessionInfo] = []
+        for handler in handlers:
+            store, key = handler.config.store, handler.transport.key
+            if store is not None:
+                found += [] if lineage is None else children_in(store, lineage)
+            elif handler.name in self._sessions or key == parent.transport.key:
+                child = self.session(handler, {key: source})
+                found += [child.info()] if child.is_live() else []
+        return found
 
     def _batch(self, store: "Store", context: Context, environ: Environ) -> Batch | None:
         """Return what loads in one trip for all handlers that read from this store, if there are several."""

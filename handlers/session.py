@@ -9,12 +9,12 @@ from ..serializer import IMMUTABLE, JsonSerializer
 from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, MERGED, RENEWED, REVOKED, UNTOLD
 from .events import emit
 from .ids import generated_id, handle_text
+from .info import SessionInfo, moment, moment_of_end
 from .life import Life, away
 from .metadata import Metadata
 from .token import Extras, Identity
 
 if TYPE_CHECKING:
-    from .info import SessionInfo
     from .loading import Batch
     from .transport import Header
 
@@ -343,12 +343,40 @@ class Session(Life, MutableMapping[str, Any]):
         start = self._who().created if self.state == LIVE else self.handler.now()
         return Metadata.at(start, self._context.agent, self._context.address)
 
-    def children(self) -> "list[SessionInfo]":
-        """Return the live sessions in the same store that were spawned from this one.
+    def children(self) -> list[SessionInfo]:
+        """Return the live sessions that were spawned from this one, newest first.
 
-        Raises ConfigError for a session that the client carries: only a store can list the children.
+        Those are the ones in its store, and those that the handlers linked in this request keep elsewhere: in another
+        store, or carried by this client. Raises ConfigError where clients carry this session and all children.
         """
-        raise ConfigError(f"children() needs a store: add with_store() to {self.handler.path!r}.")
+        self._look()
+        lineage = handle_text(self._lineage()) if self.is_live() else None
+        family = None if self._context.family is None else self._context.family()
+        here = self._children_here(lineage)
+        apart = None if family is None else family(self.handler, lineage, self._source)
+        if here is None and apart is None:
+            raise ConfigError(f"children() needs a store: add with_store() to {self.handler.path!r} or to a child.")
+        if not apart:
+            return here or []
+        return sorted([*(here or []), *apart], key=lambda info: info.created, reverse=True)
+
+    def _children_here(self, lineage: str | None) -> list[SessionInfo] | None:  # noqa: ARG002 - where there is a store
+        """Return the live children in the session's own store, newest first; None if it has none."""
+        return None
+
+    def info(self) -> SessionInfo:
+        """Return what others may see of this live session: what a store would list, but that it was seen just now."""
+        who, parent = self._who(), self.parent
+        return SessionInfo(
+            handle_text(who.handle),
+            self.handler.path,
+            self.subject,
+            self.metadata,
+            moment(who.created),
+            moment(self.handler.now()),
+            moment_of_end(self._ends),
+            None if parent is None else parent.handle,
+        )
 
     # -- flash messages --------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
 from .events import emit
 from .ids import handle_bytes, handle_text
-from .info import PARENT, SessionInfo, live_pages
+from .info import PARENT, SessionInfo, children_in
 from .limited import LimitedSession
 from .loading import Batch
 from .metadata import Metadata
@@ -375,10 +375,6 @@ class StoredSession(LimitedSession):
             return super().metadata
         return Metadata.at(self._record.created, self._record.agent, self._record.address)
 
-    def children(self) -> list[SessionInfo]:
-        """Return the live sessions in this store that were spawned from this one, newest first."""
-        self._look()
-        if self.state != LIVE or self._record is None:
-            return []
-        pages = live_pages(self._store, PARENT, handle_text(self._lineage()))
-        return [SessionInfo.of(record) for page in pages for record in page][::-1]
+    def _children_here(self, lineage: str | None) -> list[SessionInfo]:
+        """Return the live children in this store, newest first."""
+        return [] if lineage is None or self._record is None else children_in(self._store, lineage)
