@@ -24,6 +24,7 @@ from ..handlers import CookiePolicy, Csrf, Enforcer, Handler, chain
 from ..handlers.options import with_absolute_timeout, with_cookie, with_encryption, with_idle_timeout, with_store
 from ..keys import Keys
 from . import pages
+from .devices import Device, devices
 from .notes import VISITS, form_name, form_next, form_note, notes_in
 
 if TYPE_CHECKING:
@@ -81,9 +82,15 @@ class Demo:
             ("POST", "/sudo", logged_in.guard(self.step_up)),
             ("GET", "/admin", confirmed.guard(self.admin)),
             ("POST", "/admin/leave", confirmed.guard(self.leave)),
+            ("GET", "/devices", logged_in.guard(self.devices)),
             ("GET", "/demo.css", self.style),
             ("GET", "/icon.svg", self.icon),
         ]
+        if self.stored:  # What a browser keeps cannot be ended from elsewhere.
+            table += [
+                ("POST", "/devices/end", logged_in.guard(self.end_device)),
+                ("POST", "/devices/end-others", logged_in.guard(self.end_others)),
+            ]
         # Without the merging of slashes no path is ever redirected.
         return Map([Rule(path, endpoint=view, methods=[method]) for method, path, view in table], merge_slashes=False)
 
@@ -204,6 +211,39 @@ class Demo:
         self.sudo.session(request).revoke()
         self._flash(request, "The sudo session has ended. You are still logged in.")
         return redirect("/account", 303)
+
+    def devices(self, request: Request) -> Response:
+        """Show the tree of a user's sessions, on whatever device they are."""
+        now = datetime.now(UTC)
+        user, sudo = self.user.session(request), self.sudo.session(request)
+        if self.stored:
+            subject = self._subject(request)
+            shown = Device.listed(user, self.user.sessions(subject), self.sudo.sessions(subject))
+        else:
+            shown = [Device.alone(user, sudo)]
+        return _html(devices(self._frame(request), shown, now))
+
+    def end_device(self, request: Request) -> Response:
+        """End one session of this user by its handle; one of somebody else's is not found (ASVS 7.5.2)."""
+        handle = request.form.get("handle", "")
+        if handle == self.user.session(request).handle:
+            return self.logout(request)
+        if self.user.revoke(handle, subject=self._subject(request)):
+            self._flash(request, "That device is logged out, and any sudo session beneath it has ended too.")
+        else:
+            self._flash(request, "That device was not found: perhaps it is logged out already.")
+        return redirect("/devices", 303)
+
+    def end_others(self, request: Request) -> Response:
+        """End every session of this user but the one of this request (ASVS 7.4.3)."""
+        ended = self.user.revoke_all(self._subject(request), keep=self.user.session(request))
+        number = "1 other device is" if ended == 1 else f"{ended or 'No'} other devices are"
+        self._flash(request, f"{number} logged out. You are still logged in here.")
+        return redirect("/devices", 303)
+
+    def _subject(self, request: Request) -> str:
+        """Return who is logged in; never None, for a ``revoke()`` with that as its subject would end anybody's."""
+        return self.user.session(request).subject or ""
 
     def refused(self, request: Request, _error: RejectedError) -> Response:
         """Answer 401 with the way in; the same whatever was wrong with the session."""

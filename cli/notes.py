@@ -13,7 +13,7 @@ from ..handlers import Session
 __all__ = ["VISITS", "Note", "form_name", "form_next", "form_note", "notes_in"]
 
 VISITS: Final = "visits"
-ONWARD: Final = ("/account", "/sudo")
+ONWARD: Final = ("/account", "/devices", "/sudo")
 
 LONGEST_NAME: Final = 64
 LONGEST_KEY: Final = 32

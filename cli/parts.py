@@ -14,7 +14,22 @@ from markupsafe import Markup
 
 from ..handlers import Session
 
-__all__ = ["BAR", "ICON", "Frame", "Node", "button", "clock", "csrf_field", "lasting", "page", "running", "tree"]
+__all__ = [
+    "BAR",
+    "ICON",
+    "MINUTE",
+    "NODE",
+    "Frame",
+    "Node",
+    "button",
+    "clock",
+    "csrf_field",
+    "facts",
+    "lasting",
+    "page",
+    "running",
+    "tree",
+]
 
 DAY: Final = 86_400
 HOUR: Final = 3600
@@ -99,7 +114,9 @@ _IN_A_STORE: Final = (
     "Ending one ends every copy of its cookie, and nothing brings it back."
 )
 
-_LINKS: Final = (("/", "Home"), ("/account", "Account"), ("/admin", "Admin"))
+_LINKS: Final = (("/", "Home"), ("/account", "Account"), ("/devices", "Devices"), ("/admin", "Admin"))
+_FOR_USERS: Final = ("/devices",)
+"""Who is not logged in has no devices, and the way to log in stands beside the links."""
 
 
 def page(frame: Frame, title: str, content: Markup) -> Markup:
@@ -107,6 +124,7 @@ def page(frame: Frame, title: str, content: Markup) -> Markup:
     links = [
         Markup('<a href="{}"{}>{}</a>').format(path, Markup(' aria-current="page"') if path == frame.path else "", text)
         for path, text in _LINKS
+        if frame.name is not None or path not in _FOR_USERS
     ]
     flashes = [Markup('<p class="flash" role="status">{}</p>\n').format(text) for text in frame.flashes]
     kept = _IN_A_STORE if frame.stored else _IN_COOKIES
@@ -175,11 +193,12 @@ def _bits(seconds: float) -> str:
 
 # -- the tree --------------------------------------------------------------------------------
 
-_NODE: Final = Markup("""\
+NODE: Final = Markup("""\
 <li class="node {state}"><article aria-label="{name} session">
 <header><h3>{name}</h3>{badges}<div class="actions">{actions}</div></header>
 {body}
 </article>{children}</li>""")
+"""One session as an item of a list, with the list of its children inside it."""
 
 
 def tree(frame: Frame, nodes: Sequence[Node]) -> Markup:
@@ -188,7 +207,7 @@ def tree(frame: Frame, nodes: Sequence[Node]) -> Markup:
     for place in reversed(range(len(nodes))):
         node = nodes[place]
         parent_lives = place == 0 or nodes[place - 1].live
-        item = _NODE.format(
+        item = NODE.format(
             state="alive" if node.live else "dead",
             name=node.name,
             badges=_badges(node),
@@ -213,17 +232,23 @@ def _absence(node: Node) -> str:
 
 def _facts(node: Node) -> Markup:
     """Return what is public of a live session; its id is not."""
-    facts = [("Handle", Markup("<code>{}</code>").format(node.handle))]
+    rows = [("Handle", Markup("<code>{}</code>").format(node.handle))]
     if node.subject is not None:
-        facts.append(("Bound to", Markup("<b>{}</b>").format(node.subject)))
+        rows.append(("Bound to", Markup("<b>{}</b>").format(node.subject)))
     if node.visits is not None:
-        facts.append(("Visits", Markup("{}").format(node.visits)))
+        rows.append(("Visits", Markup("{}").format(node.visits)))
     if node.left is not None and node.life is not None:
-        facts.append(("Ends in", running(node.left, node.life, clock(node.left) + BAR, "inline")))
+        rows.append(("Ends in", running(node.left, node.life, clock(node.left) + BAR, "inline")))
     elif node.left is not None:
-        facts.append(("Ends in", Markup("{}").format(lasting(node.left))))
-    rows = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*fact) for fact in facts]
-    return Markup('<dl class="facts">{}</dl>').format(_joined(rows))
+        rows.append(("Ends in", Markup("{}").format(lasting(node.left))))
+    return facts(rows)
+
+
+def facts(rows: Sequence[tuple[str, Markup]]) -> Markup:
+    """Return a list of names and what they stand for."""
+    return Markup('<dl class="facts">{}</dl>').format(
+        _joined([Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*row) for row in rows])
+    )
 
 
 def _actions(frame: Frame, node: Node, *, parent_lives: bool) -> Markup:

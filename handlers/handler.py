@@ -154,13 +154,15 @@ class Handler:
 
         It goes on until none that was bound at or before its start is left. Descendants end too, and do not count.
         """
-        kept = keep.handle if isinstance(keep, Session) else keep
+        kept = self._handle_of(keep) if isinstance(keep, Session) else keep
         return end_all(self, self._store(f"revoke_all({subject!r})"), subject, kept)
 
     def revoke(self, handle: str, subject: str | None = None) -> bool:
         """End a session by its public name; return whether it was live.
 
-        A session of another handler, or not bound to ``subject`` where one is given, is not found: False.
+        A session of another handler, or not bound to ``subject`` where one is given, is not found: False. A
+        ``subject`` of None lets any pass, so for a user's own list pass the name of who is surely logged in. A request
+        that has loaded the session already finds out when it writes.
         """
         return end_one(self, self._store("revoke()"), handle, subject)
 
@@ -174,6 +176,15 @@ class Handler:
         while batch := store.sweep():
             removed += batch
         return removed + sweep_orphans(self, store)
+
+    def _handle_of(self, session: "Session") -> str | None:
+        """Return the handle of a session of ours; raise UsageError for another handler's, which would keep nothing."""
+        if session.handler.path != self.path:
+            raise UsageError(
+                f"keep= takes a session of {self.path!r}, and this is one of {session.handler.path!r}, so nothing "
+                "would be kept."
+            )
+        return session.handle
 
     def _store(self, call: str) -> "Store":
         if self.config.store is None:

@@ -365,7 +365,11 @@ class Session(Life, MutableMapping[str, Any]):
         return None
 
     def info(self) -> SessionInfo:
-        """Return what others may see of this live session: what a store would list, but that it was seen just now."""
+        """Return what others may see of this session: what a store would list, but that it was seen just now.
+
+        Raises the RejectedError that says why, if there is no live session.
+        """
+        self.require()
         who, parent = self._who(), self.parent
         return SessionInfo(
             handle_text(who.handle),

@@ -55,13 +55,13 @@ class Reply:
 class Client:
     """A browser's cookies and forms, over a socket; ``https`` stands for a TLS proxy in front."""
 
-    def __init__(self, port, *, https=False):
-        self.port, self.https = port, https
+    def __init__(self, port, *, https=False, agent="test/1"):
+        self.port, self.https, self.agent = port, https, agent
         self.jar = CookieJar()
 
     def request(self, method, path, body=None, **headers):
         cookie = self.jar.header("127.0.0.1", path, secure=self.https)
-        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers = {name.replace("_", "-"): value for name, value in headers.items()} | {"User-Agent": self.agent}
         if cookie:
             headers.setdefault("Cookie", cookie)
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
@@ -403,6 +403,27 @@ def test_forgetting_the_visitor_ends_the_whole_tree(client):
     assert client.jar.cookies() == []
 
 
+# -- several devices -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("button", ["/devices/end", "/devices/end-others"])
+def test_one_browser_ends_another_by_a_button(port, button):
+    """Both see both; the one that is ended gets 401 with its next request, and the other stays. Needs a store."""
+    name = token_hex(8)
+    desk, phone = Client(port, agent="desk/1").login(name), Client(port, agent="phone/2").login(name)
+    page = desk.get("/devices").text
+    if "no server can list them" in page:
+        assert ("phone/2" in page, desk.send(button).status) == (False, 404)
+        return
+    assert all("desk/1" in text and "phone/2" in text for text in (page, phone.get("/devices").text))
+    (handle,) = re.findall(r'name="handle" value="([^"]+)"', page)
+    reply = desk.send(button, form="/devices", handle=handle)
+    assert (reply.status, reply.headers["Location"]) == (303, "/devices")
+    assert phone.get("/devices").status == 401
+    assert phone.jar.get("user") is None
+    assert "phone/2" not in desk.get("/devices").text
+
+
 # -- keys --------------------------------------------------------------------------------------
 
 
@@ -473,7 +494,8 @@ def test_the_fullest_session_still_fits_in_its_cookie(client):
 
 # -- paths, methods, headers -------------------------------------------------------------------
 
-PATHS = ["/", "/login", "/logout", "/account", "/sudo", "/admin", "/demo.css", "/icon.svg"]
+PAGES = ["/", "/login", "/logout", "/account", "/devices", "/sudo", "/admin"]
+PATHS = [*PAGES, "/demo.css", "/icon.svg"]
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/login/", "/demo.py", "/../demo.css", "/%00", "/%ff"])
@@ -525,7 +547,7 @@ def test_every_response_has_its_security_headers(client, path):
     assert headers["Referrer-Policy"] == "same-origin"
 
 
-@pytest.mark.parametrize("path", PATHS[:6])
+@pytest.mark.parametrize("path", PAGES)
 def test_pages_obey_their_own_content_security_policy(port, path):
     """No script, no inline style, nothing from elsewhere."""
     text = Client(port).login().step_up().get(path).text
@@ -534,7 +556,7 @@ def test_pages_obey_their_own_content_security_policy(port, path):
 
 def test_pages_are_never_stored(client):
     client.login().step_up()
-    assert {client.get(path).headers["Cache-Control"] for path in PATHS[:6]} == {"no-store"}
+    assert {client.get(path).headers["Cache-Control"] for path in PAGES} == {"no-store"}
 
 
 @pytest.mark.parametrize("path", ["/demo.css", "/icon.svg"])
