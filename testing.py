@@ -45,7 +45,7 @@ class StoredCookie:
 
 
 class CookieJar:
-    """A browser's cookie store, after RFC 6265bis sections 5.6 to 5.8, for one site's first-party requests.
+    """A browser's cookie store, after RFC 6265bis sections 5.6 to 5.8, for one site's own requests and navigations to it.
 
     It refuses what browsers refuse: oversized pairs, control characters, Secure from plain http,
     ``__Host-`` and ``__Secure-`` cookies without what they promise. ``clock`` decides what has expired.
@@ -76,9 +76,18 @@ class CookieJar:
         self._evict(cookie.domain)
         return True
 
-    def header(self, host: str = "example.org", path: str = "/", *, secure: bool = True) -> str:
-        """Return the Cookie header that a browser sends with a request; empty if it sends none."""
-        matching = [cookie for cookie in self.cookies() if _matches(cookie, host.lower(), path, secure=secure)]
+    def header(
+        self, host: str = "example.org", path: str = "/", *, secure: bool = True, cross_site: str | None = None
+    ) -> str:
+        """Return the Cookie header that a browser sends with a request; empty if it sends none.
+
+        ``cross_site`` is the method of a navigation that began on another site's page, such as "POST" for a form there.
+        """
+        matching = [
+            cookie
+            for cookie in self.cookies()
+            if _matches(cookie, host.lower(), path, secure=secure) and _comes_along(cookie, cross_site)
+        ]
         matching.sort(key=lambda cookie: (-len(cookie.path), cookie.order))
         return "; ".join(f"{cookie.name}={cookie.value}" if cookie.name else cookie.value for cookie in matching)
 
@@ -211,6 +220,13 @@ def _matches(cookie: StoredCookie, host: str, path: str, *, secure: bool) -> boo
     if host != cookie.domain and (cookie.host_only or not _covers(cookie.domain, host)):
         return False
     return _lies_under(path, cookie.path)
+
+
+def _comes_along(cookie: StoredCookie, cross_site: str | None) -> bool:
+    """Tell whether SameSite lets the cookie come with a navigation from elsewhere (6265bis 5.8.3); unset is Lax."""
+    if cross_site is None or cookie.same_site == "None":
+        return True
+    return cookie.same_site != "Strict" and cross_site in {"GET", "HEAD", "OPTIONS", "TRACE"}
 
 
 # -- a store that fails --------------------------------------------------------------------

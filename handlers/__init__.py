@@ -3,6 +3,7 @@
 from .chain import chain
 from .codec import CookieCodec
 from .cookie import CookiePolicy
+from .cross_site import cross_site
 from .csrf import Csrf
 from .enforcer import Enforcer
 from .events import Event
@@ -22,4 +23,5 @@ __all__ = [
     "Session",
     "SessionInfo",
     "chain",
+    "cross_site",
 ]
