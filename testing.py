@@ -45,7 +45,7 @@ class StoredCookie:
 
 
 class CookieJar:
-    """A browser's cookie store, after RFC 6265bis sections 5.6 to 5.8, for one site's own requests and navigations to it.
+    """A browser's cookie store, after RFC 6265bis sections 5.6 to 5.8, for requests of one site and navigations to it.
 
     It refuses what browsers refuse: oversized pairs, control characters, Secure from plain http,
     ``__Host-`` and ``__Secure-`` cookies without what they promise. ``clock`` decides what has expired.

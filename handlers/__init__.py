@@ -6,7 +6,7 @@ from .cookie import CookiePolicy
 from .cross_site import cross_site
 from .csrf import Csrf
 from .enforcer import Enforcer
-from .events import Event
+from .events import Event, LoggingListener, each_of
 from .handler import Handler
 from .info import SessionInfo
 from .metadata import Metadata
@@ -19,9 +19,11 @@ __all__ = [
     "Enforcer",
     "Event",
     "Handler",
+    "LoggingListener",
     "Metadata",
     "Session",
     "SessionInfo",
     "chain",
     "cross_site",
+    "each_of",
 ]

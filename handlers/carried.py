@@ -38,10 +38,9 @@ class CarriedSession(Session):
         if self._turn != self._context.turn and self.state != UNSEEN:
             self._judge()
         if self.state != LIVE or (failed and self._changes & BEGUN):
-            return self.handler.transport.erasure if self._is_to_be_forgotten(failed=failed) else None
+            return self._farewell(failed=failed)
         if failed:
             return self._renewed_only()
-        self._tell()
         handler, changes, origin = self.handler, self._changes, self._origin
         if changes == DATA and origin is not None and self._exposed is None and self._is_plain():
             # What nearly every write is: plain data in place of plain data.
@@ -56,11 +55,11 @@ class CarriedSession(Session):
             return None
         head = self._who().write() if changes & IDENTITY or origin is None else origin[: self._rest]
         if not changes & DATA and origin is not None:
-            return self._header(head + origin[self._rest :])
+            return self._told(head + origin[self._rest :])
         rest = handler.fields.pack(self._data, self._plain)
         if self._extras is not None:
             rest = write_rest(self._extras, rest)
-        return self._header(head + rest)
+        return self._told(head + rest)
 
     def regenerate(self) -> None:
         """Begin a new session in place of the one there may be."""
@@ -77,9 +76,14 @@ class CarriedSession(Session):
         """Return the session as it came, but for its new id, if it has one."""
         if not self._changes & RENEWED or self._origin is None:
             return None
-        self._tell()
         came = Identity.read(self._origin)
-        return self._header(came._replace(id=self._who().id).write() + self._origin[self._rest :])
+        return self._told(came._replace(id=self._who().id).write() + self._origin[self._rest :])
+
+    def _told(self, content: bytes) -> str:
+        """Return the response header's value, and tell listeners of what it makes last."""
+        value = self._header(content)
+        self._tell()
+        return value
 
     def _header(self, content: bytes) -> str:
         """Return the response header's value, if browsers would keep it."""

@@ -13,6 +13,7 @@ from .codec import FieldSealer, token_codec
 from .config import DEFAULT_ABSOLUTE, Config
 from .contents import Contents, OpaqueContents, PlainContents
 from .environ import REGISTRY, Environ, environ_of
+from .events import asked
 from .info import SessionInfo
 from .options import HandlerOption, Option
 from .registry import Registry
@@ -20,7 +21,7 @@ from .revocable import RevocableSession, marks_of
 from .server_only import ServerOnlySession, generated, loaded
 from .session import Session
 from .stored import StoredSession
-from .subjects import end_all, end_one, live_sessions, sweep_orphans
+from .subjects import end_all, end_one, live_sessions, sweep
 from .transport import CookieTransport, HeaderTransport, NoTransport, Transport
 from .wsgi import link
 
@@ -146,7 +147,7 @@ class Handler:
 
     def sessions(self, subject: str) -> list[SessionInfo]:
         """Return the live sessions of this handler that are bound to a subject, newest first; never an id."""
-        live = live_sessions(self, self._store(f"sessions({subject!r})"), subject)
+        live = asked(self, None, live_sessions, self, self._store(f"sessions({subject!r})"), subject)
         return [SessionInfo.of(record) for record in reversed(live)]
 
     def revoke_all(self, subject: str, keep: "Session | str | None" = None) -> int:
@@ -155,7 +156,7 @@ class Handler:
         It goes on until none that was bound at or before its start is left. Descendants end too, and do not count.
         """
         kept = self._handle_of(keep) if isinstance(keep, Session) else keep
-        return end_all(self, self._store(f"revoke_all({subject!r})"), subject, kept)
+        return asked(self, None, end_all, self, self._store(f"revoke_all({subject!r})"), subject, kept)
 
     def revoke(self, handle: str, subject: str | None = None) -> bool:
         """End a session by its public name; return whether it was live.
@@ -164,7 +165,7 @@ class Handler:
         ``subject`` of None lets any pass, so for a user's own list pass the name of who is surely logged in. A request
         that has loaded the session already finds out when it writes.
         """
-        return end_one(self, self._store("revoke()"), handle, subject)
+        return asked(self, None, end_one, self, self._store("revoke()"), handle, subject)
 
     def sweep(self) -> int:
         """Remove what expired an hour ago or more from the store, and this handler's sessions whose ancestors are dead.
@@ -172,10 +173,7 @@ class Handler:
         Returns how many records that were. Only a child handler has such orphans; to find them it goes through the
         whole store.
         """
-        store, removed = self._store("sweep()"), 0
-        while batch := store.sweep():
-            removed += batch
-        return removed + sweep_orphans(self, store)
+        return asked(self, None, sweep, self, self._store("sweep()"))
 
     def _handle_of(self, session: "Session") -> str | None:
         """Return the handle of a session of ours; raise UsageError for another handler's, which would keep nothing."""

@@ -139,16 +139,23 @@ class Life(Looking):
     # -- telling ---------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        """Tell listeners, once and when it lasts, that the session began or has another id."""
-        if self._changes & UNTOLD:
-            self._changes &= ~UNTOLD
+        """Tell listeners, once and when it lasts, that the session began, has another id, or ended with its parent."""
+        if not self._changes & UNTOLD:
+            return
+        self._changes &= ~UNTOLD
+        if self.state == ORPHANED:
+            emit(self.handler, "revoked", self._orphan, "its parent ended")
+        else:
             emit(self.handler, "created" if self._changes & BEGUN else "renewed", handle_text(self._handle()))
 
     # -- ending ----------------------------------------------------------------------------
 
-    def _end(self, state: int, reason: str | None = None) -> None:
-        emit(self.handler, "revoked", handle_text(self._handle()), reason)
-        self._become(state)
+    def _end(self) -> None:
+        """Be revoked. Of a session that was never said to have begun nobody hears that it ended."""
+        handle, known = handle_text(self._handle()), not (self._changes & BEGUN and self._changes & UNTOLD)
+        self._become(REVOKED)
+        if known:
+            emit(self.handler, "revoked", handle)
 
     def _become(self, state: int) -> None:
         """Begin or end a life: nothing of the former one is left."""
@@ -162,6 +169,13 @@ class Life(Looking):
         self._ready = state == LIVE and self._parent is None
         if self._origin is not None or self._changes:
             self._context.ended = self._context.changed = True
+
+    def _farewell(self, *, failed: bool) -> str | None:
+        """Return the header's value that has the client forget its token, or None if it is to keep it or has none."""
+        if not self._is_to_be_forgotten(failed=failed):
+            return None
+        self._tell()
+        return self.handler.transport.erasure
 
     def _is_to_be_forgotten(self, *, failed: bool) -> bool:
         """Tell whether the client holds a token that verified and whose session is dead for good."""

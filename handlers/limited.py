@@ -36,10 +36,15 @@ class LimitedSession(WritingSession):
         try:
             self._check_limit(record)
         except (LimitReached, StoreError):
-            with suppress(StoreError):
-                self._store.revoke(record.handle)
+            self._give_up_the_place(record)
             self._become(REVOKED)
             raise
+
+    def _give_up_the_place(self, record: Record) -> None:
+        """End what may have been written although the answer was lost: nobody has its cookie to log it out."""
+        if self._is_limited(record.label):
+            with suppress(StoreError):
+                self._store.revoke(record.handle)
 
     def _apply_within_the_limit(self, record: Record, changes: Changes) -> None:
         """Apply; where that binds the session to a user, bind it first and alone, and then see whether it may stay.
@@ -55,7 +60,8 @@ class LimitedSession(WritingSession):
         )
         self._apply(binding)
         bound = self._record = self._after(record, binding)
-        self._answered = self._line()  # The new id holds, whatever becomes of the rest.
+        self._answered = self._line(failed=True)  # The new id holds, whatever becomes of the rest.
+        self._tell()
         try:
             self._check_limit(bound)
         except (LimitReached, StoreError):

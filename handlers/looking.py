@@ -15,9 +15,25 @@ from ..errors import (
     NoSession,
     ParentInvalid,
     RejectedError,
+    StoreError,
     StoreUnavailable,
 )
-from .context import ABSENT, AWAY, BEGUN, EXPIRED, IDENTITY, KEY, LIVE, ORPHANED, UNSEEN, UNSURE, Context
+from .context import (
+    ABSENT,
+    AWAY,
+    BEGUN,
+    EXPIRED,
+    IDENTITY,
+    KEY,
+    LIVE,
+    MERGED,
+    ORPHANED,
+    REVOKED,
+    UNSEEN,
+    UNSURE,
+    UNTOLD,
+    Context,
+)
 from .events import emit
 from .ids import handle_text
 from .token import BRACE, HANDLE, ID_SIZE_AT, ID_START, SEPARATE, Extras, Identity, parent_handle, read_lives, read_rest
@@ -37,13 +53,16 @@ class Looking:
     """
 
     __slots__ = (
-        "_changes", "_context", "_data", "_ends", "_exposed", "_extras", "_identity", "_origin", "_parent", "_plain",
-        "_ready", "_refusal", "_rest", "_source", "_turn", "handler", "state",
+        "_changes", "_context", "_data", "_ends", "_exposed", "_extras", "_identity", "_origin", "_orphan", "_parent",
+        "_plain", "_ready", "_refusal", "_rest", "_source", "_turn", "handler", "state",
     )  # fmt: skip
 
     _data: dict[str, Any]
     _refusal: RejectedError
     """Why there is no session; set while ABSENT or EXPIRED."""
+
+    _orphan: str
+    """The handle that it had before its parent ended; set while ORPHANED."""
 
     _ends: int
     """When it ends, its ancestors aside; this and the next are set while LIVE."""
@@ -86,6 +105,12 @@ class Looking:
             return self.state == EXPIRED
         return self.state != LIVE or bool(self._changes & BEGUN)
 
+    @property
+    def was_ended(self) -> bool:
+        """Whether this request ended or replaced the session that it brought, or one above it."""
+        replaced = self.state == LIVE and self._origin is not None and bool(self._changes & BEGUN)
+        return replaced or self.state in {REVOKED, MERGED, ORPHANED}
+
     def is_live(self) -> bool:
         """Look, and return whether the session is live at this moment."""
         self._look()
@@ -123,7 +148,10 @@ class Looking:
         elif parent is not None and self.state == LIVE:
             mine = self._who().parent
             if parent.state != LIVE or parent._lineage() != mine:
-                self._end(ORPHANED, "its parent ended")
+                orphan = handle_text(self._handle())
+                self._become(ORPHANED)
+                self._orphan = orphan
+                self._changes |= UNTOLD
         self._turn = self._context.turn
 
     def _drop_expired_keys(self, deadlines: dict[str, int]) -> None:
@@ -190,13 +218,13 @@ class Looking:
                 self._change(KEY)
         except RejectedError as refusal:
             self._refuse(refusal)
-        except StoreUnavailable as outage:
+        except StoreError as outage:
             self._meet(outage)
 
     def _note_the_look(self, context: Context, vary: str) -> None:
         """Let the response vary on what this session travels in too, if its headers are not out."""
         if context.done:
-            emit(self.handler, "late", reason="first looked at after the headers: no Vary could be sent")
+            emit(self.handler, "late", reason="vary")
         elif vary not in context.vary.split(", "):
             context.vary += f", {vary}"
 
@@ -217,7 +245,7 @@ class Looking:
                     verified.append(token)
         if len(verified) == 1:
             return verified
-        emit(self.handler, "duplicate", reason=f"{len(tokens)} tokens in one request")
+        emit(self.handler, "duplicate")
         raise BadCookie("The request carries several tokens of this session.")
 
     def _take(self, content: bytes) -> None:
@@ -295,18 +323,26 @@ class Looking:
         self._refusal = _again(refusal)
         self._data = {}
         self._extras = None
-        if not isinstance(refusal, NoCookie | NoSession):
+        if not isinstance(refusal, NoCookie | NoSession) and not self._is_of_our_making(refusal):
             emit(self.handler, "refused", reason=type(refusal).__name__)
 
-    def _meet(self, outage: StoreUnavailable) -> None:
-        """Answer an outage as the handler was told to: raise, or be empty and read-only for this request."""
+    def _is_of_our_making(self, refusal: RejectedError) -> bool:
+        """Tell whether there is no session because this request ended its parent, not for what the client brought."""
+        parent = self._parent
+        return isinstance(refusal, ParentInvalid) and parent is not None and parent.was_ended
+
+    def _meet(self, outage: StoreError) -> None:
+        """Answer an outage as the handler was told to: raise, or be empty and read-only for this request.
+
+        A damaged store is no outage that passes: it always raises.
+        """
         emit(self.handler, "outage", reason=type(outage).__name__)
-        if self.handler.config.outage == "raise":
+        if self.handler.config.outage == "raise" or not isinstance(outage, StoreUnavailable):
             raise outage
         self.state = AWAY
         self._data = {}
 
-    def _end(self, state: int, reason: str | None = None) -> None:
+    def _become(self, state: int) -> None:
         raise NotImplementedError
 
 

@@ -11,8 +11,8 @@ from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import BadSession, Conflict, SessionGone
 from ..records import PROOF_BYTES, Record
 from .carried import CarriedSession
-from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
-from .events import emit
+from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, UNSEEN
+from .events import asked, emit
 from .ids import handle_text, named_handle
 from .loading import Batch
 from .outdated import OVERLAP_MS, RenewableSession
@@ -122,15 +122,15 @@ class RevocableSession(RenewableSession, CarriedSession):
             self._list_replaced()
             if self._still_stands():
                 self._list(_REVOKED, self._came)
-            self._end(REVOKED)
-        elif self.state == MERGED:
-            self._end_merged()
+            self._end()
+        elif self.state == MERGED and self._end_merged():
+            emit(self.handler, "revoked", handle_text(self._came.handle))
 
-    def _end_merged(self) -> None:
+    def _end_merged(self) -> bool:
         self._list_replaced()
         if self._still_stands():
             self._list(_REVOKED, self._came)
-        super()._end_merged()
+        return super()._end_merged()
 
     def _still_stands(self) -> bool:
         """Tell whether what came with the request was neither replaced nor ended for good."""
@@ -144,6 +144,7 @@ class RevocableSession(RenewableSession, CarriedSession):
         if self.state == LIVE and renewed and self._origin is not None and not self._outdated:
             grace = self.handler.now() + self._grace
             if not self._is_listed and not self._list(_RENEWED, self._came, grace):
+                emit(self.handler, "conflict", handle_text(self._came.handle))
                 raise SessionGone("Another request renewed this session meanwhile: begin anew.")
             self._is_listed = True
 
@@ -163,7 +164,7 @@ class RevocableSession(RenewableSession, CarriedSession):
             _mark(what, who), self.handler.path, now, who.absolute, FOREVER, FOREVER, _NOBODYS, now, grace=grace,
         )  # fmt: skip
         try:
-            self._batch.store.create(mark)
+            asked(self.handler, handle_text(who.handle), self._batch.store.create, mark)
         except Conflict:
             return False
         emit(self.handler, "listed", handle_text(who.handle), what.decode())

@@ -14,7 +14,7 @@ from ..errors import (
     ParentInvalid,
     RejectedError,
     SessionGone,
-    StoreUnavailable,
+    StoreError,
     UsageError,
 )
 from ..records import Changes, Record
@@ -57,8 +57,12 @@ class ServerOnlySession(StoredSession):
             self._adopt(record, self.handler.now())
         except RejectedError as refusal:
             self._refuse(refusal)
-        except StoreUnavailable as outage:
+        except StoreError as outage:
             self._meet(outage)
+
+    def _is_of_our_making(self, refusal: RejectedError) -> bool:
+        """No client brings anything of such a session, so none is refused anything."""
+        return isinstance(refusal, ParentInvalid)
 
     def _adopt(self, record: Record, now: int) -> None:
         super()._adopt(record, now)

@@ -12,7 +12,7 @@ from .ids import generated_id, handle_text
 from .info import SessionInfo, moment, moment_of_end
 from .life import Life, away
 from .metadata import Metadata
-from .token import Extras, Identity
+from .token import HANDLE, Extras, Identity
 
 if TYPE_CHECKING:
     from .loading import Batch
@@ -245,9 +245,9 @@ class Session(Life, MutableMapping[str, Any]):
         if self.state == AWAY:
             raise away()
         if self.state == LIVE:
-            self._end(REVOKED)
-        elif self.state == MERGED:
-            self._end_merged()
+            self._end()
+        elif self.state == MERGED and self._end_merged():
+            emit(self.handler, "revoked", None if self._origin is None else handle_text(self._origin[HANDLE]))
 
     def merge(self, other: "Session") -> None:
         """Lay another live session's keys over ours, with their expiries, and revoke it; our deadlines stay.
@@ -449,8 +449,7 @@ class Session(Life, MutableMapping[str, Any]):
         ended: list[Session] = []
         while self._context.merging and getattr(self, "_merged", None):
             other, handle = self._merged[-1]
-            if other.state == MERGED:
-                other._end_merged()
+            if other.state == MERGED and other._end_merged():
                 emit(other.handler, "revoked", handle, "merged")
             ended.append(other)
             self._merged.pop()
@@ -460,9 +459,10 @@ class Session(Life, MutableMapping[str, Any]):
         """Let what was merged into this session be, at the end of a request that did not write it."""
         self._merged = []
 
-    def _end_merged(self) -> None:
-        """End for good after a merge."""
+    def _end_merged(self) -> bool:
+        """End for good what was merged into another session; return whether it was live until now."""
         self._become(REVOKED)
+        return True
 
     def salvage(self) -> str | None:
         """Return what the client must be told although the commit failed, lest a finished renewal log it out."""

@@ -23,7 +23,7 @@ from ..errors import (
 from ..records import Changes, Record
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
-from .events import emit
+from .events import asked, emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SessionInfo, children_in
 from .limited import LimitedSession
@@ -194,9 +194,12 @@ class StoredSession(LimitedSession):
 
     def _revoke_replaced(self) -> None:
         while self._replaced:
-            if self._store.revoke(self._replaced[-1]):
+            if self._revoked(self._replaced[-1]):
                 emit(self.handler, "revoked", self._replaced[-1], "replaced")
             self._replaced.pop()
+
+    def _revoked(self, handle: str) -> bool:
+        return asked(self.handler, handle, self._store.revoke, handle)
 
     def revoke(self) -> None:
         """End the session at once, in the store too, and its descendants with it; delete the client's token.
@@ -208,20 +211,19 @@ class StoredSession(LimitedSession):
         if self.state == LIVE:
             self._revoke_replaced()
             if self._record is not None:
-                self._store.revoke(self._record.handle)
-            self._end(REVOKED)
+                self._revoked(self._record.handle)
+            self._end()
         elif self._lost is not None:
-            self._end_lost()
+            handle = self._lost
+            if self._end_merged():
+                emit(self.handler, "revoked", handle)
 
-    def _end_lost(self) -> None:
-        """End what another request renewed or ended, and this one had proved whose it is, or what was merged away."""
+    def _end_merged(self) -> bool:
+        """End what was merged away, or what another request renewed and this one had proved whose it is."""
         self._revoke_replaced()
-        if self._lost is not None:
-            self._store.revoke(self._lost)
+        was_live = self._lost is not None and self._revoked(self._lost)
         self._become(REVOKED)
-
-    def _end_merged(self) -> None:
-        self._end_lost()
+        return was_live
 
     def renew(self, grace: Duration = 0) -> None:
         """Give the session a new id; its data, its handle and its children stay.
@@ -250,7 +252,7 @@ class StoredSession(LimitedSession):
         if self._turn != self._context.turn and self.state != UNSEEN:
             self._judge()
         if self.state != LIVE or (failed and self._record is None):
-            return self.handler.transport.erasure if self._is_to_be_forgotten(failed=failed) else None
+            return self._farewell(failed=failed)
         if self._outdated:
             return None  # The new token may be under way to the client.
         record = self._record
@@ -316,6 +318,7 @@ class StoredSession(LimitedSession):
             self._store.create(record)
         except StoreError as error:
             emit(self.handler, "outage", record.handle, type(error).__name__)
+            self._give_up_the_place(record)
             raise
         self._version = 1
 
@@ -377,4 +380,8 @@ class StoredSession(LimitedSession):
 
     def _children_here(self, lineage: str | None) -> list[SessionInfo]:
         """Return the live children in this store, newest first."""
-        return [] if lineage is None or self._record is None else children_in(self._store, lineage)
+        return (
+            []
+            if lineage is None or self._record is None
+            else asked(self.handler, None, children_in, self._store, lineage)
+        )

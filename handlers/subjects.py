@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import Limit
     from .handler import Handler
 
-__all__ = ["end_all", "end_one", "has_room", "live_sessions", "sweep_orphans"]
+__all__ = ["end_all", "end_one", "has_room", "live_sessions", "sweep"]
 
 
 def live_sessions(handler: "Handler", store: "Store", subject: str) -> "list[Record]":
@@ -44,11 +44,13 @@ def _remove_orphans(store: "Store", found: "list[Record]", live: "list[Record]")
     return removed
 
 
-def sweep_orphans(handler: "Handler", store: "Store") -> int:
-    """Remove the sessions of a child handler whose ancestors are dead, page by page; return how many."""
-    above, removed = handler.parent, 0
-    if above is None or above.config.store is None:
-        return 0
+def sweep(handler: "Handler", store: "Store") -> int:
+    """Remove from a store what has expired, and a handler's sessions whose ancestors are dead; return how many."""
+    removed = 0
+    while batch := store.sweep():
+        removed += batch
+    if handler.parent is None or handler.parent.config.store is None:
+        return removed
     after: str | None = None
     while True:
         page, after = store.scan(after)
