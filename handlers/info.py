@@ -28,6 +28,9 @@ __all__ = [
     "with_live_ancestors",
 ]
 
+LISTED: Final = 1000
+"""How many records are asked for at a time where all are wanted."""
+
 PARENT: Final = "parent"
 """The label that says whose child a session is: its parent's handle, or that life of it."""
 
@@ -73,7 +76,7 @@ def live_pages(store: "Store", label: str, value: str) -> "Iterator[list[Record]
     """Yield page after page of the live records that have a label, in the order in which they got it."""
     after: str | None = None
     while True:
-        records, after = store.find(label, value, after)
+        records, after = store.find(label, value, after, LISTED)
         yield records
         if after is None:
             return

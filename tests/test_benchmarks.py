@@ -112,6 +112,15 @@ VERBS = {
     for size in SIZES
     for verb in ("load", "load, and parse", "load, apply of one key", "create", "revoke")
 }
+SUBJECTS = {
+    f"{engine}: {operation}"
+    for engine in ("memory", "SQLite")
+    for operation in ("sessions()", "count()", "revoke_all()", "revoke(handle, subject)")
+}
+TITLES = (
+    *("Ours, sessions", "Peers:", "Verbs of", "Memory of", "Sweeping:", "Readers", "Overlapping"),
+    *("One subject's sessions among", "One subject's sessions, in steps", "A subject with many"),
+)
 
 
 def test_the_benchmark_of_stores_runs_and_prints_every_section(tmp_path):
@@ -127,7 +136,10 @@ def test_the_benchmark_of_stores_runs_and_prints_every_section(tmp_path):
     assert all(result["bytes_each"] > 0 for result in found["footprint"])
     assert [hold["removed"] for hold in found["sweep"]["holds"]] == [250, 250, 50]
     assert all(reads["p50_us"] <= reads["p999_us"] for reads in found["sweep"]["reads"])
+    assert {result["row"] for result in found["subjects"]["among"]} >= SUBJECTS
+    assert {result["row"] for result in found["subjects"]["many"]} >= SUBJECTS
+    assert [result["verdict"]["met"] for result in found["subjects"]["work"]] == [True] * 3  # steps are no time
     assert "lost updates: 0" in done.stdout
-    assert all(row in done.stdout for row in STORED | VERBS)
-    for title in ("Ours, sessions", "Peers:", "Verbs of", "Memory of", "Sweeping:", "Readers", "Overlapping"):
+    assert all(row in done.stdout for row in STORED | VERBS | SUBJECTS)
+    for title in TITLES:
         assert title in done.stdout
