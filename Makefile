@@ -50,7 +50,7 @@ build: $(VENV)/.test
 # Type checkers and documentation tools want a folder that has the package's name.
 tree:
 	@rm -rf .tree && mkdir -p .tree/sessiontree
-	@for entry in *.py py.typed handlers stores cli; do ln -s "$(CURDIR)/$$entry" .tree/sessiontree/; done
+	@for entry in *.py py.typed handlers stores caches cli; do ln -s "$(CURDIR)/$$entry" .tree/sessiontree/; done
 	@ln -s "$(CURDIR)/examples" .tree/examples
 
 clean:

@@ -12,7 +12,17 @@ from typing import Final, Protocol, runtime_checkable
 
 from .errors import ConfigError
 
-__all__ = ["FOREVER", "LONGEST", "SKEW_MS", "Clock", "Duration", "FakeClock", "SystemClock", "milliseconds"]
+__all__ = [
+    "FOREVER",
+    "LONGEST",
+    "SKEW_MS",
+    "Clock",
+    "Duration",
+    "FakeClock",
+    "SystemClock",
+    "milliseconds",
+    "stopwatch",
+]
 
 Duration = int | float | timedelta
 """A duration as callers give it: seconds, or a timedelta."""
@@ -25,6 +35,9 @@ FOREVER: Final = 1 << 62
 
 SKEW_MS: Final = 60_000
 """How far apart the clocks of two machines may be, in milliseconds."""
+
+LEAP_MS: Final = 1000 * 365 * 86_400_000
+"""How far a stopwatch leaps when its clock is set back, in milliseconds."""
 
 _ONE_MS: Final = timedelta(milliseconds=1)
 
@@ -83,6 +96,34 @@ class FakeClock:
     def __repr__(self) -> str:
         """Show the time in seconds since the epoch."""
         return f"FakeClock({self._now / 1000})"
+
+
+def stopwatch(clock: Clock) -> Callable[[], float]:
+    """Return what measures how time passes by a clock, in seconds; it never goes back.
+
+    For the machine's clock it is the monotonic one. Another clock that is set back makes it leap ahead by a thousand
+    years, for nobody knows how much time has passed: what was to last for a while is over.
+
+    >>> fake = FakeClock()
+    >>> seconds = stopwatch(fake)
+    >>> start = seconds()
+    >>> fake.advance(5)
+    >>> seconds() - start
+    5.0
+    """
+    if isinstance(clock, SystemClock):
+        return time.monotonic
+    last, ahead = clock.now(), 0
+
+    def seconds() -> float:
+        nonlocal last, ahead
+        now = clock.now()
+        if now < last:
+            ahead += LEAP_MS
+        last = now
+        return (now + ahead) / 1000
+
+    return seconds
 
 
 def milliseconds(duration: Duration) -> int:

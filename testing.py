@@ -11,6 +11,8 @@ from typing import Any, Final
 from .clock import Clock, Duration, FakeClock, SystemClock, milliseconds
 from .errors import StoreUnavailable
 from .records import Changes, Page, Record, Version
+from .stores.announced import announced
+from .stores.announcing import OnChange, Stop
 from .stores.protocol import PAGE, Store
 
 __all__ = ["CookieJar", "FakeClock", "FaultyStore", "StoredCookie"]
@@ -254,7 +256,7 @@ class FaultyStore:
 
     def __init__(self, store: Store) -> None:
         """Stand in front of this store, and let every call through."""
-        self.inner = store
+        self.inner = announced(store)
         self.clock = store.clock
         self.largest = store.largest
         self.calls: list[tuple[str, object]] = []
@@ -380,9 +382,14 @@ class FaultyStore:
         """Sweep the idle ones, unless a fault is due."""
         return int(self._call("sweep_idle", older_than, limit))
 
-    def watch(self, on_change: Callable[[str | None], object]) -> Callable[[], None]:
+    def watch(self, on_change: OnChange) -> Stop:
         """Watch, unless a fault is due; the feed itself does not fail."""
-        stop: Callable[[], None] = self._call("watch", on_change)
+        stop: Stop = self._call("watch", on_change)
+        return stop
+
+    def listen(self, on_change: OnChange) -> Stop:
+        """Hear of what the store behind has changed, also where its answer is lost; no fault is ever due here."""
+        stop: Stop = self.inner.listen(on_change)  # type: ignore[attr-defined]
         return stop
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Measure sessions in stores: ``python -m benchmarks.stores``, from the root of the checkout.
 
 It prints what a session in a store adds to a whole request, beside the bare sqlite3 calls, the budgets of the
-design and other libraries; the stores' verbs alone, the memory of a session, what a sweep holds up, what the sessions
-of one subject cost among those of others, and whether overlapping requests lose anything. Nothing fails for being slow.
+design and other libraries; the stores' verbs alone, what a cache costs, the memory of a session, what a sweep holds
+up, what the sessions of one subject cost among those of others, and whether overlapping requests lose anything. Nothing
+fails for being slow.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import footprint, harness, overlap, store_peers, stored, subjects, sweeping, verbs
+from benchmarks import cached, footprint, harness, overlap, store_peers, stored, subjects, sweeping, verbs
 from benchmarks.machine import machine
 
 ROUNDS = 200
@@ -91,6 +92,12 @@ def _subjects(folder: Path, rounds: int, scale: int) -> dict[str, Any]:
     return {"among": among, "work": work, "many": many}
 
 
+def _cached(folder: Path, rounds: int, scale: int) -> list[cached.Result]:
+    results = cached.run(rounds, scale)
+    print(cached.shown(results))
+    return results
+
+
 def _overlap(folder: Path, rounds: int, scale: int) -> dict[str, Any]:
     results, missing = overlap.run(folder, max(5, overlap.REQUESTS // scale))
     print(*missing, overlap.shown(results), sep="\n")
@@ -101,6 +108,7 @@ SECTIONS: dict[str, Callable[[Path, int, int], Any]] = {
     "ours": _ours,
     "peers": _peers,
     "verbs": _verbs,
+    "cached": _cached,
     "footprint": _footprint,
     "sweep": _sweep,
     "subjects": _subjects,

@@ -1,7 +1,7 @@
 """Every setting of a handler as one frozen value, and the checks that take several of them together."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ..clock import Clock, SystemClock
@@ -15,11 +15,12 @@ from .ids import IdGenerator, new_id
 if TYPE_CHECKING:
     import logging
 
+    from ..caches.protocol import Cache
     from ..stores.protocol import Store
 
 __all__ = ["DEFAULT_ABSOLUTE", "LIMIT_POLICIES", "OUTAGES", "Config", "Limit"]
 
-OUTAGES: Final = ("raise", "anonymous")
+OUTAGES: Final = ("raise", "anonymous", "stale")
 """What a handler can do while its store does not answer."""
 
 LIMIT_POLICIES: Final = ("refuse", "oldest")
@@ -60,14 +61,26 @@ class Config:
     serializer: Serializer = JsonSerializer()
     eager: bool = False
     store: "Store | None" = None
+    cache: "Cache | None" = None
+    cache_is_inherited: bool = False
     revocations: "Store | None" = None
     server_only: bool = False
     fixed_id: str | None = None
     limit: Limit | None = None
     outage: str = "raise"
+    stale_for: int = 0
     clock: Clock = SystemClock()
     logger: "logging.Logger | None" = None
     events: Listener | None = None
+
+    def settled(self) -> "Config":
+        """Return the settings without a cache that was inherited and does not fit.
+
+        What clients carry needs none, and of a server-only session nobody brings a version to hold a cache to.
+        """
+        if self.cache_is_inherited and (self.store is None or self.server_only):
+            return replace(self, cache=None, cache_is_inherited=False)
+        return self
 
     def check(self) -> None:
         """Raise ConfigError for a name that cannot be one, and for settings that contradict each other."""
@@ -102,9 +115,13 @@ class Config:
                 f"{self.name!r} would have to list its revocations for ever: give it an absolute timeout with "
                 "with_absolute_timeout()."
             )
-        for store in (self.store, self.revocations):
-            if store is not None and store.clock != self.clock:
+        if self.cache is not None and self.store is None:
+            raise ConfigError(f"{self.name!r} has a cache and nothing behind it: add with_store(), or take it away.")
+        if self.outage == "stale" and not hasattr(self.cache, "stale"):
+            raise ConfigError(f"{self.name!r} needs a cache that can serve stale sessions, such as a LocalCache.")
+        for part in (self.store, self.revocations, self.cache):
+            if part is not None and part.clock != self.clock:
                 raise ConfigError(
-                    f"{self.name!r} and its store tell the time by different clocks: pass one clock to both, "
-                    "with_clock(clock) and Store(..., clock=clock)."
+                    f"{self.name!r} and its {type(part).__name__} tell the time by different clocks: pass one clock to "
+                    "both, with_clock(clock) and clock=clock."
                 )

@@ -45,10 +45,11 @@ UNTOLD: Final = 64  # Listeners have not been told yet that it began, or has ano
 ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
 
 
-Family: TypeAlias = "Callable[[Handler, str | None, str], list[SessionInfo] | None]"
+Family: TypeAlias = "Callable[[Handler, str | None, int, str], list[SessionInfo] | None]"
 """Returns the live children that are kept elsewhere than their parent, or None where no handler keeps any so.
 
-It takes the parent's handler, what its children know it by (None unless it is live), and the text with its token.
+It takes the parent's handler, what its children know it by (None unless it is live), when it ends, and the text with
+its token.
 """
 
 

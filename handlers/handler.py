@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ConfigError, UsageError
 from ..keys import KeyRing, Keys
 from ..serializer import CustomFields, JsonSerializer
+from ..stores.announced import announced
+from .caching import attach
 from .carried import CarriedSession
 from .claim import ClaimTokens
 from .codec import FieldSealer, token_codec
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from wsgiref.types import WSGIApplication
 
+    from ..caches.protocol import Cache
     from ..stores.protocol import Store
 
 __all__ = ["Handler"]
@@ -58,8 +61,9 @@ class Handler:
     idles: bool = field(compare=False)
     kind: "type[Session]" = field(compare=False)
     backing: "Store | None" = field(compare=False)
+    cache: "Cache | None" = field(compare=False)
     contents: Contents = field(compare=False)
-    places: "Callable[[Any], Iterable[str]] | None" = field(compare=False)
+    places: "Callable[[Any], Iterable[tuple[str, int]]] | None" = field(compare=False)
 
     def __init__(self, name: str, keys: Keys, *options: HandlerOption) -> None:
         """Describe the sessions of this name, signed with these keys."""
@@ -86,6 +90,7 @@ class Handler:
             server_only=False,
             fixed_id=None,
             limit=None,
+            cache_is_inherited=self.config.cache is not None,
         )
         return _configured(config, self, options)
 
@@ -185,11 +190,11 @@ class Handler:
         return session.handle
 
     def _store(self, call: str) -> "Store":
-        if self.config.store is None:
+        if self.config.store is None or self.backing is None:
             raise ConfigError(
                 f"{call} needs a store: {self.path!r} keeps its sessions in the browser: add with_store()."
             )
-        return self.config.store
+        return self.backing
 
     def _check_server_only(self, call: str) -> None:
         if not self.config.server_only:
@@ -226,6 +231,7 @@ def _built(config: Config, parent: Handler | None) -> Handler:
 
 def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
     """Check the settings and make of them what requests need, once and for all."""
+    config = config.settled()
     config.check()
     ancestors = list(_line(parent))
     if len(ancestors) >= DEEPEST_TREE:
@@ -251,7 +257,8 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         "now": config.clock.now,
         "idles": config.idle > 0,
         "kind": _kind(config),
-        "backing": config.store if config.store is not None else config.revocations,
+        "backing": _backing(config),
+        "cache": config.cache,
         "contents": _contents(config, path, fields),
         "places": _places(config),
     }
@@ -265,6 +272,17 @@ def _transport(config: Config, path: str) -> Transport:
     if config.header is not None:
         return HeaderTransport(config.header)
     return CookieTransport(config.policy, config.policy.name_for(config.name))
+
+
+def _backing(config: Config) -> "Store | None":
+    """Return the store to use: one that tells the caches in front of it, whoever's they are, what is changed."""
+    store = config.store if config.store is not None else config.revocations
+    if store is None:
+        return None
+    heard = announced(store)
+    if config.cache is not None:
+        attach(config.cache, heard)
+    return heard
 
 
 def _kind(config: Config) -> "type[Session]":
@@ -289,11 +307,11 @@ def _contents(config: Config, path: str, fields: Any) -> Contents:
     return OpaqueContents(fields, FieldSealer(config.keys, path, config.clock) if config.encrypted else None)
 
 
-def _places(config: Config) -> "Callable[[Any], Iterable[str]] | None":
-    """Return what names the records that a verified token of this handler asks for."""
+def _places(config: Config) -> "Callable[[Any], Iterable[tuple[str, int]]] | None":
+    """Return what names the records that a verified token of this handler asks for, and their least versions."""
     if config.server_only:
         return None
-    return marks_of if config.store is None else lambda claim: (claim.handle,)
+    return marks_of if config.store is None else lambda claim: ((claim.handle, claim.version),)
 
 
 def _line(handler: Handler | None) -> Iterator[Handler]:

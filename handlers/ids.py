@@ -16,6 +16,7 @@ from ..clock import SystemClock
 from ..errors import NoID, NoSession
 
 __all__ = [
+    "REVOKED_SESSION",
     "IdGenerator",
     "checked_id",
     "generated_id",
@@ -26,9 +27,13 @@ __all__ = [
     "new_handle",
     "new_id",
     "proof_of",
+    "revoked_mark",
     "uuid4",
     "uuid7",
 ]
+
+REVOKED_SESSION: Final = b"revoked session"
+"""What a mark on a list of revocations says; it is in the mark's name, so it must stay as it is."""
 
 IdGenerator: TypeAlias = Callable[[], str]
 """A source of session ids: no argument, a new non-empty str of at most 255 UTF-8 bytes at each call."""
@@ -82,6 +87,11 @@ def named_handle(*parts: bytes) -> bytes:
     """Return the handle of what has no random one: a hash of its parts, each with its length in front."""
     joined = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return sha256(joined).digest()[:HANDLE_BYTES]
+
+
+def revoked_mark(handle: str) -> str:
+    """Return the handle of the record that, on a list of revocations, says that the session of this handle is dead."""
+    return handle_text(named_handle(REVOKED_SESSION, handle_bytes(handle), b""))
 
 
 def proof_of(handle: bytes, session_id: bytes) -> bytes:

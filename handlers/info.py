@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from ..clock import FOREVER
-from .ids import handle_text, named_handle
+from .ids import handle_text, named_handle, revoked_mark
 from .metadata import Metadata
 
 if TYPE_CHECKING:
@@ -82,21 +82,34 @@ def live_pages(store: "Store", label: str, value: str) -> "Iterator[list[Record]
             return
 
 
-def children_in(store: "Store", lineage: str) -> list[SessionInfo]:
-    """Return what a store has of a live session's children, newest first."""
+def children_in(store: "Store", lineage: str, ends: int) -> list[SessionInfo]:
+    """Return what a store has of the children of a live session that ends then, newest first."""
     pages = live_pages(store, PARENT, lineage)
-    return [SessionInfo.of(record) for page in pages for record in page][::-1]
+    return [SessionInfo.of(_ending(record, ends)) for page in pages for record in page][::-1]
 
 
 def with_live_ancestors(handler: "Handler", records: "list[Record]") -> "list[Record]":
-    """Return those of a handler's live records whose ancestors are live too, as far as stores know of them."""
+    """Return those of a handler's live records whose ancestors are live too, none ending later than they do.
+
+    Of ancestors that clients carry only their list of revocations can be asked, if they have one.
+    """
     above = handler.parent
-    if above is None or above.config.store is None or not records:
+    if above is None or above.backing is None or not records:
         return records
-    parents = above.config.store.load_many(list({handle_above(record) for record in records}))
+    if above.config.store is None:
+        marks = {under: revoked_mark(under) for under in map(handle_above, records)}
+        listed = above.backing.load_many(list(marks.values()))
+        return [record for record in records if marks[handle_above(record)] not in listed]
+    parents = above.backing.load_many(list({handle_above(record) for record in records}))
     here = [parent for parent in parents.values() if parent.path == above.path]
-    alive = {lineage_of(parent, born=above.config.server_only) for parent in with_live_ancestors(above, here)}
-    return [record for record in records if record.label.get(PARENT) in alive]
+    born = above.config.server_only
+    alive = {lineage_of(parent, born=born): parent.ends for parent in with_live_ancestors(above, here)}
+    return [_ending(record, alive[under]) for record in records if (under := record.label.get(PARENT, "")) in alive]
+
+
+def _ending(record: "Record", ends: int) -> "Record":
+    """Return the record as one that ends no later than this."""
+    return record if record.own <= ends else record._replace(own=ends)
 
 
 def handle_above(record: "Record") -> str:

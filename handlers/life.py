@@ -159,6 +159,8 @@ class Life(Looking):
 
     def _become(self, state: int) -> None:
         """Begin or end a life: nothing of the former one is left."""
+        if self.state == LIVE:
+            self._was = self._lineage()
         self.state = state
         self._context.turn += 1
         self._turn = self._context.turn

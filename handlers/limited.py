@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from ..errors import LimitReached, StoreError
-from ..records import NOTHING, Changes, Record
+from ..records import Changes, Record
 from .claim import written
 from .context import REVOKED
 from .events import emit
@@ -47,28 +47,38 @@ class LimitedSession(WritingSession):
                 self._store.revoke(record.handle)
 
     def _apply_within_the_limit(self, record: Record, changes: Changes) -> None:
-        """Apply; where that binds the session to a user, bind it first and alone, and then see whether it may stay.
+        """Apply; where that binds the session to a user, see then whether it may stay, and else undo all of it.
 
-        What a login writes must not stay in a session that is not logged in.
+        Nobody can write in between: the binding gave the session a new id, which no client has yet.
         """
         if not self._is_limited(changes.labels):
             self._apply(changes)
             return
-        rest = changes._replace(proof=None, grace=0, authenticated=None, labels=NOTHING)
-        binding = Changes(
-            proof=changes.proof, grace=changes.grace, authenticated=changes.authenticated, labels=changes.labels
-        )
-        self._apply(binding)
-        bound = self._record = self._after(record, binding)
+        undoing = self._undoing(self._known(), changes)
+        self._apply(changes)
         self._answered = self._line(failed=True)  # The new id holds, whatever becomes of the rest.
+        bound = self._record = self._after(record, changes)
         self._tell()
         try:
             self._check_limit(bound)
         except (LimitReached, StoreError):
-            self._unbind(bound)
+            with suppress(StoreError):
+                self._apply(undoing)
+                self._record = self._after(bound, undoing)
+                self._drop_edits()
             raise
-        if any(rest):
-            self._apply(rest)
+
+    def _undoing(self, record: Record, changes: Changes) -> Changes:
+        """Return what makes the record again what it was before the changes, but for its id and that it is nobody's."""
+        before, touched = record.contents(self.handler.now()), [*changes.sets, *changes.deletes]
+        return Changes(
+            sets={field: before[field] for field in touched if field in before},
+            deletes=[field for field in touched if field not in before],
+            own=None if changes.own is None else record.own,
+            idle=None if changes.idle is None else record.idle,
+            authenticated=0,
+            labels={SUBJECT: None},
+        )
 
     def _is_limited(self, labels: Mapping[str, str | None]) -> bool:
         return self.handler.config.limit is not None and labels.get(SUBJECT) is not None
@@ -82,14 +92,6 @@ class LimitedSession(WritingSession):
             f"The user has {limit.most} live sessions of {self.handler.path!r} already, and may have no more: let one "
             "be ended first, for example on a page that lists handler.sessions()."
         )
-
-    def _unbind(self, record: Record) -> None:
-        """Leave the session to nobody, with nothing of what this request wrote."""
-        changes = Changes(labels={SUBJECT: None}, authenticated=0)
-        with suppress(StoreError):
-            self._apply(changes)
-            self._record = self._after(record, changes)
-        self._drop_edits()
 
     def _line(self, *, failed: bool = False) -> str:
         """Return the response header's value that gives the client its token; after a failure, for the life it had."""

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import BadCookie, StoreUnavailable
+from .caching import Wanted, fetched
 
 if TYPE_CHECKING:
     from ..records import Record
@@ -26,42 +27,37 @@ class Batch:
         self._found: dict[str, Record | None] = {}
         self._is_down = False  # Whether the store did not answer: one wait for it is enough for a request.
 
-    def record(self, handle: str) -> "Record | None":
+    def record(self, wanted: Wanted) -> "Record | None":
         """Return the live record; raise StoreUnavailable if the store does not answer."""
-        if handle not in self._found:
-            self._load([handle])
-        return self._found[handle]
+        if wanted.handle not in self._found:
+            self._load([wanted])
+        return self._found[wanted.handle]
 
-    def records(self, handles: list[str]) -> "list[Record | None]":
+    def records(self, wanted: list[Wanted]) -> "list[Record | None]":
         """Return the live records, in one trip."""
-        missing = [handle for handle in handles if handle not in self._found]
+        missing = [each for each in wanted if each.handle not in self._found]
         if missing:
             self._load(missing)
-        return [self._found[handle] for handle in handles]
+        return [self._found[each.handle] for each in wanted]
 
-    def _load(self, handles: list[str]) -> None:
+    def _load(self, asked: list[Wanted]) -> None:
         """Load these and all that is wanted, all in one trip."""
         if self._is_down:
             raise StoreUnavailable("The store of this session did not answer a moment ago: send the request again.")
         wanted, self._wanted = self._wanted, []
         try:
-            self._fetch(list(dict.fromkeys([*handles, *_named(wanted)])))
+            each_once = {each.handle: each for each in (*asked, *_named(wanted))}
+            self._found.update(fetched(self.store, each_once.values()))
         except StoreUnavailable:
             self._is_down = True
             raise
 
-    def _fetch(self, handles: list[str]) -> None:
-        if len(handles) == 1:
-            self._found[handles[0]] = self.store.load(handles[0])
-        else:
-            found = self.store.load_many(handles)
-            self._found.update((handle, found.get(handle)) for handle in handles)
 
-
-def _named(wanted: "list[tuple[Handler, str]]") -> "Iterator[str]":
-    """Yield the handles that the tokens of the request name. Only a token that verifies reaches the store."""
+def _named(wanted: "list[tuple[Handler, str]]") -> Iterator[Wanted]:
+    """Yield what the tokens of the request name. Only a token that verifies reaches a cache or the store."""
     for handler, source in wanted:
         tokens = handler.find(source)
         if len(tokens) == 1 and handler.places is not None:
             with suppress(BadCookie):
-                yield from handler.places(handler.tokens.open(tokens[0]))
+                for handle, version in handler.places(handler.tokens.open(tokens[0])):
+                    yield Wanted(handler, handle, version)

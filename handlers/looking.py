@@ -54,7 +54,7 @@ class Looking:
 
     __slots__ = (
         "_changes", "_context", "_data", "_ends", "_exposed", "_extras", "_identity", "_origin", "_orphan", "_parent",
-        "_plain", "_ready", "_refusal", "_rest", "_source", "_turn", "handler", "state",
+        "_plain", "_ready", "_refusal", "_rest", "_source", "_turn", "_was", "handler", "state",
     )  # fmt: skip
 
     _data: dict[str, Any]
@@ -63,6 +63,9 @@ class Looking:
 
     _orphan: str
     """The handle that it had before its parent ended; set while ORPHANED."""
+
+    _was: bytes
+    """What its children knew it by; set once what came with the request has ended."""
 
     _ends: int
     """When it ends, its ancestors aside; this and the next are set while LIVE."""
@@ -270,7 +273,7 @@ class Looking:
         if self._parent is None:
             self._ready = self._extras is None or not self._extras.deadlines
         else:
-            self._check_parent(self._parent, content, now)
+            self._check_parent(self._parent, parent_handle(content), content[HANDLE], now)
         self._ends = ends
         self._origin = content
         self.state = LIVE
@@ -289,32 +292,36 @@ class Looking:
             raise BadCookie("The token comes from the future.")
         self.state = EXPIRED
         self._context.ended = self._context.changed = True
-        emit(self.handler, "expired", handle_text(Identity.read(content).handle))
+        self._was = content[HANDLE]
+        emit(self.handler, "expired", handle_text(content[HANDLE]))
         raise Expired("The session has expired: begin a new one.")
 
-    def _check_parent(self, parent: "Looking", content: bytes, now: int) -> None:
-        """Raise ParentInvalid unless the parent's session is live and is the one this token was made under."""
-        self._check_lineage(parent, parent_handle(content), now)
+    def _check_parent(self, parent: "Looking", under: bytes, handle: bytes, now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live and is the one that ours was spawned from.
 
-    def _check_lineage(self, parent: "Looking", handle: bytes, now: int) -> None:
-        """Raise ParentInvalid unless the parent's session is live and has this handle. It was looked at just before."""
-        self._check_parent_lives(parent, now)
-        if parent._lineage() != handle:
-            raise self._without(parent)
+        If that one has ended, so has ours, and the client's token can be forgotten. It was looked at just before.
+        """
+        if self._parent_lives(parent, now) and parent._lineage() == under:
+            return
+        if parent.has_ended and parent._was == under:
+            self.state = EXPIRED
+            self._was = handle
+            self._context.changed = True
+        raise ParentInvalid("The parent session is not live, or is another one.")
 
-    def _check_parent_lives(self, parent: "Looking", now: int) -> None:
-        """Raise ParentInvalid unless the parent's session is live."""
+    def _check_parent_lives(self, parent: "Looking", handle: bytes, now: int) -> None:
+        """Raise ParentInvalid unless the parent's session is live, without asking whether it is the right one.
+
+        So another store need not be asked about a child of what is dead: what came together belongs together.
+        """
+        if not self._parent_lives(parent, now):
+            self._check_parent(parent, parent._was if parent.has_ended else b"", handle, now)
+
+    def _parent_lives(self, parent: "Looking", now: int) -> bool:
+        """Tell whether the parent's session is live; raise StoreUnavailable if nobody can say."""
         if parent.state == AWAY:
             raise away()
-        if parent.state != LIVE or now >= parent._ends:
-            raise self._without(parent)
-
-    def _without(self, parent: "Looking") -> ParentInvalid:
-        """Note what becomes of the client's token, and return the reason."""
-        if parent.has_ended:
-            self.state = EXPIRED
-            self._context.changed = True
-        return ParentInvalid("The parent session is not live, or is another one.")
+        return parent.state == LIVE and now < parent._ends
 
     def _refuse(self, refusal: RejectedError) -> None:
         """Stay absent, and keep the reason."""
@@ -337,7 +344,7 @@ class Looking:
         A damaged store is no outage that passes: it always raises.
         """
         emit(self.handler, "outage", reason=type(outage).__name__)
-        if self.handler.config.outage == "raise" or not isinstance(outage, StoreUnavailable):
+        if self.handler.config.outage != "anonymous" or not isinstance(outage, StoreUnavailable):
             raise outage
         self.state = AWAY
         self._data = {}

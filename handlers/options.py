@@ -22,6 +22,7 @@ from .transport import checked_header
 if TYPE_CHECKING:
     import logging
 
+    from ..caches.protocol import Cache
     from ..stores.protocol import Store
     from .config import Config
     from .handler import Handler
@@ -32,6 +33,7 @@ __all__ = [
     "fixed_id",
     "server_only",
     "with_absolute_timeout",
+    "with_cache",
     "with_clock",
     "with_cookie",
     "with_eager",
@@ -122,6 +124,15 @@ def with_store(store: "Store | None") -> Option:
     return _option(store=None if store is None else _store(store, "with_store"))
 
 
+def with_cache(cache: "Cache | None") -> Option:
+    """Read the sessions through this cache, which may be anything that forgets; None reads from the store alone.
+
+    Whatever is changed through the same store object is refused at once; what another process changes, at most the
+    cache's ``max_staleness`` later, or as soon as ``store.watch()`` tells. The cache's clock must be the handler's.
+    """
+    return _option(cache=None if cache is None else _cache(cache), cache_is_inherited=False)
+
+
 def with_revocations(store: "Store | None") -> Option:
     """Keep the sessions in the client's token, and in this store a list of those that ended before their deadline.
 
@@ -174,13 +185,18 @@ def with_outage(answer: str, stale_for: Duration | None = None) -> Option:
     """Choose what a look does while the store does not answer.
 
     ``"raise"`` raises StoreUnavailable, which becomes a 503 if it escapes; ``"anonymous"`` shows an empty session that
-    cannot be written to. Neither replaces a cookie or logs anyone out.
+    cannot be written to; ``"stale"`` shows what the cache still has for ``stale_for`` seconds beyond its
+    ``max_staleness``, which can be read and not written to, and raises for what it has not. None of them replaces a
+    cookie or logs anyone out.
     """
-    if answer == "stale" or stale_for is not None:
-        raise ConfigError("with_outage('stale') serves what a cache still has, and no handler can have a cache yet.")
     if answer not in OUTAGES:
         raise ConfigError(f"with_outage() takes one of {', '.join(map(repr, OUTAGES))}, not {answer!r}.")
-    return _option(outage=answer)
+    if (answer == "stale") != (stale_for is not None):
+        raise ConfigError("with_outage('stale', stale_for=...) takes both, and the other answers take no stale_for.")
+    beyond = 0 if stale_for is None else milliseconds(stale_for)
+    if beyond < 0:
+        raise ConfigError("with_outage() takes a stale_for of 0 seconds or more.")
+    return _option(outage=answer, stale_for=beyond)
 
 
 def with_encryption(on: bool = True) -> Option:  # noqa: FBT001, FBT002 - reads well: with_encryption(False) on a child
@@ -223,6 +239,16 @@ def with_logger(logger: "logging.Logger | None") -> Option:
 def with_events(listener: Listener | None) -> Option:
     """Call this function with every ``Event``; what it raises is logged and goes no further."""
     return _option(events=None if listener is None else _callable(listener, "with_events"))
+
+
+def _cache(cache: Any) -> Any:
+    from ..caches.protocol import Cache  # noqa: PLC0415 - only those who have a cache
+
+    if isinstance(cache, type) or not isinstance(cache, Cache):
+        raise ConfigError(
+            f"with_cache() takes a cache, for example LocalCache(max_sessions=10_000), not {type(cache).__name__}."
+        )
+    return cache
 
 
 def _store(store: Any, name: str) -> Any:

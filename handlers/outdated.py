@@ -9,6 +9,9 @@ from .session import Session
 
 __all__ = ["OVERLAP_MS", "RenewableSession"]
 
+STALE: Final = "stale"
+"""What is outdated where the session came from a cache, for its store does not answer."""
+
 OVERLAP_MS: Final = 10_000
 """How long after a renewal a request that began with the old id may still come in, in milliseconds."""
 
@@ -22,13 +25,21 @@ class RenewableSession(Session):
 
     __slots__ = ("_outdated",)
 
-    _outdated: bool
+    _outdated: bool | str
+    """Whether the session may be read and not written to; STALE says why, else the client's id was renewed away."""
 
     def wake(self) -> None:
         """Begin the session of an eager handler if there is none and there can be one."""
         self._look()
         if not self._outdated:
             super().wake()
+
+    def regenerate(self) -> None:
+        """Begin a new session in place of the one there may be; raise StoreUnavailable if nobody can say."""
+        self._look()
+        if self._outdated is STALE:
+            raise away()
+        super().regenerate()
 
     def _be_there(self) -> None:
         """Begin nothing beneath an id that was renewed away."""
@@ -40,7 +51,7 @@ class RenewableSession(Session):
 
     def _check_current(self) -> None:
         """Raise if this request has no say in what becomes of the session."""
-        if self.state == AWAY:
+        if self.state == AWAY or self._outdated is STALE:
             raise away()
         if self._outdated:
             raise SessionGone(

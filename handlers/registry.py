@@ -141,7 +141,10 @@ class Registry:
         return merged(headers, answers, context.vary) if context.vary else headers
 
     def salvage(self) -> "list[Header]":
-        """Return the headers that even a failed commit must send."""
+        """Return the headers that even a failed commit must send, and end what began in it: they are all there is."""
+        if not self.done:
+            for session in self._sessions.values():
+                session.abandon()
         salvaged = ((session, session.salvage()) for session in self._sessions.values())
         return [(session.handler.transport.response_header, token) for session, token in salvaged if token is not None]
 
@@ -160,7 +163,7 @@ class Registry:
             for session in self._sessions.values():
                 session.forget_merged()
 
-    def kept_apart(self, parent: "Handler", lineage: str | None, source: str) -> "list[SessionInfo] | None":
+    def kept_apart(self, parent: "Handler", lineage: str | None, ends: int, source: str) -> "list[SessionInfo] | None":
         """Return the live children of a session that are in other stores, or in this request; None for no such handler.
 
         A child that travels in another header than its parent is known once its handler was asked for it.
@@ -172,7 +175,7 @@ class Registry:
         for handler in handlers:
             store, key = handler.config.store, handler.transport.key
             if store is not None:
-                found += [] if lineage is None else children_in(store, lineage)
+                found += [] if lineage is None else children_in(store, lineage, ends)
             elif handler.name in self._sessions or key == parent.transport.key:
                 child = self.session(handler, {key: source})
                 found += [child.info()] if child.is_live() else []

@@ -10,32 +10,35 @@ from typing import Final
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import BadSession, Conflict, SessionGone
 from ..records import PROOF_BYTES, Record
+from .caching import Wanted
 from .carried import CarriedSession
 from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, UNSEEN
 from .events import asked, emit
-from .ids import handle_text, named_handle
+from .ids import REVOKED_SESSION, handle_text, named_handle, revoked_mark
 from .loading import Batch
 from .outdated import OVERLAP_MS, RenewableSession
 from .token import Identity
 
 __all__ = ["RevocableSession", "marks_of"]
 
-_REVOKED: Final = b"revoked session"
+_REVOKED: Final = REVOKED_SESSION
 _RENEWED: Final = b"renewed id"
 _NOBODYS: Final = bytes(PROOF_BYTES)
 """The proof of a mark: nobody writes to one."""
 
 
-def marks_of(content: bytes) -> Iterator[str]:
-    """Yield the handles of the two records that would speak against a token of this content."""
+def marks_of(content: bytes) -> Iterator[tuple[str, int]]:
+    """Yield the handles, and the least versions, of the two records that would speak against this token."""
     who = Identity.read(content)
-    yield _mark(_REVOKED, who)
-    yield _mark(_RENEWED, who)
+    yield _mark(_REVOKED, who), 0
+    yield _mark(_RENEWED, who), 0
 
 
 def _mark(what: bytes, who: Identity) -> str:
     """Return the handle of a record that nobody can guess without the session's own handle or id."""
-    return handle_text(named_handle(what, who.handle, who.id.encode() if what is _RENEWED else b""))
+    if what is _REVOKED:
+        return revoked_mark(handle_text(who.handle))
+    return handle_text(named_handle(what, who.handle, who.id.encode()))
 
 
 class RevocableSession(RenewableSession, CarriedSession):
@@ -66,7 +69,8 @@ class RevocableSession(RenewableSession, CarriedSession):
 
     def _check_list(self) -> None:
         """Raise BadSession for what is on the list."""
-        revoked, renewed = self._batch.records([_mark(_REVOKED, self._came), _mark(_RENEWED, self._came)])
+        marks = [Wanted(self.handler, _mark(what, self._came)) for what in (_REVOKED, _RENEWED)]
+        revoked, renewed = self._batch.records(marks)
         if revoked is not None:
             self._is_dead = True
             raise BadSession("The session was revoked.")
@@ -86,6 +90,7 @@ class RevocableSession(RenewableSession, CarriedSession):
         self.state = UNSEEN
         if self._is_dead:
             self.state = EXPIRED
+            self._was = self._came.handle
             self._context.ended = self._context.changed = True
 
     def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed

@@ -18,6 +18,7 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record
+from .caching import Wanted, fetched_one
 from .context import ABSENT, AWAY, BEGUN, DATA, LIVE, Context
 from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
 from .info import handle_above, lineage_of
@@ -51,7 +52,8 @@ class ServerOnlySession(StoredSession):
 
     def _load(self) -> None:
         try:
-            record = self._store.load(handle_text(self._derived(self._under())))
+            handle = handle_text(self._derived(self._under()))
+            record = fetched_one(self._store, Wanted(self.handler, handle))
             if record is None or record.path != self.handler.path:
                 raise NoSession("There is no session of this id.")
             self._adopt(record, self.handler.now())
@@ -113,6 +115,9 @@ class ServerOnlySession(StoredSession):
 
     def _renew_at_login(self) -> None:
         """Keep the id at a login: no client can have fixed what it never sees."""
+
+    def abandon(self) -> None:
+        """Leave it: no client needs its token."""
 
     def answer(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
         """Write to the store what it lacks; no client is told."""

@@ -352,15 +352,16 @@ class Session(Life, MutableMapping[str, Any]):
         self._look()
         lineage = handle_text(self._lineage()) if self.is_live() else None
         family = None if self._context.family is None else self._context.family()
-        here = self._children_here(lineage)
-        apart = None if family is None else family(self.handler, lineage, self._source)
+        ends = 0 if lineage is None else self._ends_at()
+        here = self._children_here(lineage, ends)
+        apart = None if family is None else family(self.handler, lineage, ends, self._source)
         if here is None and apart is None:
             raise ConfigError(f"children() needs a store: add with_store() to {self.handler.path!r} or to a child.")
         if not apart:
             return here or []
         return sorted([*(here or []), *apart], key=lambda info: info.created, reverse=True)
 
-    def _children_here(self, lineage: str | None) -> list[SessionInfo] | None:  # noqa: ARG002 - where there is a store
+    def _children_here(self, lineage: str | None, ends: int) -> list[SessionInfo] | None:  # noqa: ARG002 - for stores
         """Return the live children in the session's own store, newest first; None if it has none."""
         return None
 
@@ -378,7 +379,7 @@ class Session(Life, MutableMapping[str, Any]):
             self.metadata,
             moment(who.created),
             moment(self.handler.now()),
-            moment_of_end(self._ends),
+            moment_of_end(self._ends_at()),
             None if parent is None else parent.handle,
         )
 
@@ -467,6 +468,9 @@ class Session(Life, MutableMapping[str, Any]):
     def salvage(self) -> str | None:
         """Return what the client must be told although the commit failed, lest a finished renewal log it out."""
         return None
+
+    def abandon(self) -> None:
+        """End what began in this request, for the response is refused and no client will get its token."""
 
     def finish(self) -> None:
         """Write what changed after the headers went out, where that is possible."""

@@ -6,6 +6,7 @@ act at once. A store that refuses a write, because the session was revoked or re
 SessionGone: nothing brings a dead session back.
 """
 
+from contextlib import suppress
 from hmac import compare_digest
 from typing import Final
 
@@ -18,9 +19,11 @@ from ..errors import (
     RejectedError,
     SessionGone,
     StoreError,
+    StoreUnavailable,
     UsageError,
 )
 from ..records import Changes, Record
+from .caching import Wanted, fetched_one, stale
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
 from .events import asked, emit
@@ -29,7 +32,7 @@ from .info import PARENT, SessionInfo, children_in
 from .limited import LimitedSession
 from .loading import Batch
 from .metadata import Metadata
-from .outdated import OVERLAP_MS
+from .outdated import OVERLAP_MS, STALE
 from .token import Identity
 
 __all__ = ["StoredSession"]
@@ -40,7 +43,10 @@ MOST_HANDLES: Final = 3
 class StoredSession(LimitedSession):
     """A session in a store, where two overlapping requests that write different keys both survive."""
 
-    __slots__ = ("_batch", "_claim", "_replaced")
+    __slots__ = ("_batch", "_claim", "_replaced", "_seen_version")
+
+    _seen_version: int
+    """The version of which the client's token tells."""
 
     _claim: Claim | None
     """What the client's token says."""
@@ -52,7 +58,8 @@ class StoredSession(LimitedSession):
         self._claim = None
         self._lost = None
         self._answered = None
-        self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
+        self._outdated = False  # Whether it may be read but not written to: OUTDATED or STALE.
+        self._seen_version = 0
         self._replaced: list[str] | None = None  # The handles of what generate() replaced.
 
     # -- loading ---------------------------------------------------------------------------
@@ -61,16 +68,21 @@ class StoredSession(LimitedSession):
         """Take a verified token's session over if the store says it is live; raise what fits if it is not."""
         handler, batch = self.handler, self._batch
         now = handler.now()
+        self._seen_version = claim.version
         if now >= claim.absolute:
             self._see_dead(claim.handle)
             raise self._dead(claim.handle, Expired("The session has expired: begin a new one."))
-        if self._parent is not None:
-            self._check_parent_lives(self._parent, now)
-        record = self._store.load(claim.handle) if batch is None else batch.record(claim.handle)
+        parent = self._parent
+        if parent is not None and parent.handler.backing is not handler.backing:
+            self._check_parent_lives(parent, claim.raw_handle, now)
+        if batch is None and handler.cache is None and handler.config.outage == "raise":
+            record = self._store.load(claim.handle)
+        else:
+            record = self._fetch(claim)
         if record is None:
             raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
         if not compare_digest(record.proof, claim.proof):
-            self._outdated = True
+            self._outdated = self._outdated or True
         if record.path != handler.path or (self._outdated and not record.admits(claim.proof, now)):
             # It was renewed, and the new token may be under way to the client: nothing is forgotten, and for a
             # while nothing is begun that would take the new token's place.
@@ -79,13 +91,26 @@ class StoredSession(LimitedSession):
         self._claim = claim
         self._adopt(record, now)
 
+    def _fetch(self, claim: Claim) -> Record | None:
+        """Return the record through what stands in front of the store, or, if that is down, what a cache still has."""
+        wanted = Wanted(self.handler, claim.handle, claim.version)
+        try:
+            return fetched_one(self._store, wanted) if self._batch is None else self._batch.record(wanted)
+        except StoreUnavailable as outage:
+            record = stale(wanted)
+            if record is None:
+                raise
+            emit(self.handler, "outage", claim.handle, type(outage).__name__)
+            self._outdated = STALE
+            return record
+
     def _see_dead(self, handle: str) -> None:
         """Have the store see that a session has expired, and so forget it, lest a clock set back should revive it."""
         try:
             if self._batch is None:
                 self._store.load(handle, ())
             else:
-                self._batch.record(handle)
+                self._batch.record(Wanted(self.handler, handle))
         except StoreError as error:
             emit(self.handler, "outage", handle, type(error).__name__)
 
@@ -93,6 +118,7 @@ class StoredSession(LimitedSession):
         """Note that the client's token can be forgotten, and return the reason."""
         self.state = EXPIRED
         self._context.ended = self._context.changed = True
+        self._was = handle_bytes(handle)
         emit(self.handler, "expired" if isinstance(refusal, Expired) else "absent", handle)
         return refusal
 
@@ -100,7 +126,7 @@ class StoredSession(LimitedSession):
         """Be the session of a live record."""
         labels, parent = record.labels, self._parent
         if parent is not None:
-            self._check_lineage(parent, handle_bytes(record.label.get(PARENT, "")), now)
+            self._check_parent(parent, handle_bytes(record.label.get(PARENT, "")), handle_bytes(record.handle), now)
         try:
             data = self.handler.contents.read(record, now)
         except Exception as error:  # A serializer of the user's may raise anything.
@@ -254,8 +280,8 @@ class StoredSession(LimitedSession):
         if self.state != LIVE or (failed and self._record is None):
             return self._farewell(failed=failed)
         if self._outdated:
-            return None  # The new token may be under way to the client.
-        record = self._record
+            return None  # The new token may be under way to the client, or the store does not answer.
+        record, handler = self._record, self.handler
         if record is None:
             self._create()
             self._answered = self._line()
@@ -270,6 +296,10 @@ class StoredSession(LimitedSession):
             self._update(failed=failed)
             if failed:
                 self._drop_edits()
+        if handler.cache is not None and self._version > self._seen_version and self._is_held_by_the_client():
+            # On another process, an older entry of its cache must not hide this write from the one who made it.
+            self._answered = self._line(failed=failed)
+            self._seen_version = self._version
         return self._answered
 
     def _is_plain(self, record: Record) -> bool:
@@ -279,6 +309,12 @@ class StoredSession(LimitedSession):
     def salvage(self) -> str | None:
         """Return the new token of a renewal that the store has made already."""
         return self._answered if self.state == LIVE and self._changes & RENEWED else None
+
+    def abandon(self) -> None:
+        """End the record of a session that began in this request, for no client will get its token."""
+        if self.state == LIVE and self._changes & BEGUN and self._record is not None:
+            with suppress(StoreError):
+                self._revoked(self._record.handle)
 
     def finish(self) -> None:
         """Write what changed after the headers went out; what then goes wrong is an event."""
@@ -354,10 +390,14 @@ class StoredSession(LimitedSession):
             return False
         return True
 
+    def _is_held_by_the_client(self) -> bool:
+        """Tell whether the client of this request holds the session; if not, it was loaded by its handle."""
+        return self._claim is not None or bool(self._changes & BEGUN)
+
     def _needs_token(self, changes: Changes | None, *, failed: bool) -> bool:
         """Tell whether the client must be told: of a new id, a new key, a new life, or to keep the token longer."""
-        if self._claim is None and not self._changes & BEGUN:
-            return False  # It was loaded by its handle, and no client of this request holds it.
+        if not self._is_held_by_the_client():
+            return False
         if changes is not None and changes.proof is not None:
             return True
         if failed:
@@ -378,10 +418,8 @@ class StoredSession(LimitedSession):
             return super().metadata
         return Metadata.at(self._record.created, self._record.agent, self._record.address)
 
-    def _children_here(self, lineage: str | None) -> list[SessionInfo]:
+    def _children_here(self, lineage: str | None, ends: int) -> list[SessionInfo]:
         """Return the live children in this store, newest first."""
-        return (
-            []
-            if lineage is None or self._record is None
-            else asked(self.handler, None, children_in, self._store, lineage)
-        )
+        if lineage is None or self._record is None:
+            return []
+        return asked(self.handler, None, children_in, self._store, lineage, ends)

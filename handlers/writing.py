@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import CompareFailed, SessionGone, StoreError
 from ..records import Changes, Json, Record, Version
 from ..serializer import IMMUTABLE
+from .caching import forget
 from .contents import Loaded, field_of
 from .context import DATA, LOST
 from .events import emit
@@ -132,6 +133,7 @@ class WritingSession(TrackedSession):
     def _lose(self) -> None:
         """Be gone: another request ended or renewed the session. The client may hold its new token already."""
         handle = handle_text(self._handle())
+        forget(self.handler, handle)  # What a cache has of it is not what the store has.
         emit(self.handler, "conflict", handle)
         self._become(LOST)
         self._lost = handle

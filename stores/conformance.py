@@ -39,13 +39,12 @@ from hypothesis import strategies as st
 from ..clock import FOREVER, FakeClock
 from ..errors import (
     CompareFailed,
-    NotImplementedByStore,
     RecordTooLarge,
     SessionGone,
     UsageError,
 )
 from ..records import Changes, Content
-from .conformance_cases import Applying, Creating, Loading, Revoking
+from .conformance_cases import Applying, Creating, Loading, Revoking, Watching
 from .conformance_tools import (
     DEADLINES,
     OTHER_PROOF,
@@ -503,22 +502,7 @@ class Writing(StoreCases):
 
 
 class Closing(StoreCases):
-    """``watch`` and ``close``."""
-
-    def test_what_is_not_watched_is_said_and_what_is_watched_is_announced(self, store: Store, other: Store) -> None:
-        record, announced = new(store), Event()
-
-        def on_change(handle: str | None) -> None:
-            if handle in {record.handle, None}:
-                announced.set()
-
-        try:
-            stop = store.watch(on_change)
-        except NotImplementedByStore:
-            return
-        other.revoke(record.handle)
-        assert announced.wait(10)
-        stop()
+    """``close``."""
 
     def test_a_closed_store_says_so_to_every_verb(self, store: Store) -> None:
         record = new(store, labels={"subject": "bob"})
@@ -552,7 +536,7 @@ class Closing(StoreCases):
 
 
 class StoreConformance(
-    Loading, Creating, Applying, Revoking, Labelling, Scanning, Sweeping, AnyData, Writing, Closing
+    Loading, Creating, Applying, Revoking, Labelling, Scanning, Sweeping, AnyData, Writing, Watching, Closing
 ):  # fmt: skip
     """Every sentence of the contract; define ``make_store``, and ``reopen`` if the engine can be opened twice."""
 

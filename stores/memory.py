@@ -12,8 +12,9 @@ from typing import Final
 from weakref import WeakSet
 
 from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
-from ..errors import Conflict, NotImplementedByStore, SessionGone, UsageError
+from ..errors import Conflict, SessionGone, UsageError
 from ..records import FORM, LARGEST, Changes, Page, Record, Version, changed, check_size, gone
+from .announcing import Announcing, OnChange, Stop
 from .protocol import PAGE, SWEEP_MARGIN_MS
 
 __all__ = ["MemoryStore"]
@@ -28,11 +29,12 @@ PREFIX: Final = 2
 _NONE: Final[dict[str, Record]] = {}
 
 
-class MemoryStore:
+class MemoryStore(Announcing):
     """Keeps records in dicts. They are gone with the process, and a forked process has a copy of its own."""
 
     def __init__(self, *, clock: Clock | None = None, largest: int = LARGEST) -> None:
         """Begin empty, with the clock that decides what has expired, and the largest fields of a record in bytes."""
+        super().__init__()
         self.clock: Clock = clock or SystemClock()
         self.largest = largest
         self._now = self.clock.now
@@ -71,33 +73,41 @@ class MemoryStore:
     def create(self, record: Record) -> None:
         """Insert the record; raise Conflict if its handle lives."""
         check_size(record.fields, self.largest)
-        with self._lock:
-            self._check_open()
-            old = self._get(record.handle)
-            if old is not None and old.is_live(self._now()):
-                raise Conflict("A session of this handle exists already: load it, or take another handle.")
-            if old is not None:
-                self._remove(old)
-            self._put(record)
-            for name, value in record.label.items():
-                self._index(record.handle, name, value)
+        try:
+            with self._lock:
+                self._check_open()
+                old = self._get(record.handle)
+                if old is not None and old.is_live(self._now()):
+                    raise Conflict("A session of this handle exists already: load it, or take another handle.")
+                if old is not None:
+                    self._remove(old)
+                self._put(record)
+                for name, value in record.label.items():
+                    self._index(record.handle, name, value)
+        finally:
+            if self._listeners:
+                self.announce(record.handle)
 
     def apply(self, handle: str, proof: bytes, changes: Changes) -> Version:
         """Make all the changes or none."""
-        with self._lock:
-            self._check_open()
-            old, now = self._get(handle), self._now()
-            if old is None:
-                raise gone()
-            try:
-                record, sums = changed(old, proof, changes, now, self.largest)
-            except SessionGone:
-                if not old.is_live(now):
-                    self._remove(old)
-                raise
-            self._replace(old, record)
-            if changes.labels:
-                self._reindex(old, record)
+        try:
+            with self._lock:
+                self._check_open()
+                old, now = self._get(handle), self._now()
+                if old is None:
+                    raise gone()
+                try:
+                    record, sums = changed(old, proof, changes, now, self.largest)
+                except SessionGone:
+                    if not old.is_live(now):
+                        self._remove(old)
+                    raise
+                self._replace(old, record)
+                if changes.labels:
+                    self._reindex(old, record)
+        finally:
+            if self._listeners:
+                self.announce(handle)
         version = Version(record.version)
         if sums:
             version.sums = sums
@@ -105,13 +115,17 @@ class MemoryStore:
 
     def revoke(self, handle: str) -> bool:
         """End the session; return whether it was live."""
-        with self._lock:
-            self._check_open()
-            record = self._get(handle)
-            if record is None:
-                return False
-            self._remove(record)
-            return record.is_live(self._now())
+        try:
+            with self._lock:
+                self._check_open()
+                record = self._get(handle)
+                if record is None:
+                    return False
+                self._remove(record)
+                return record.is_live(self._now())
+        finally:
+            if self._listeners:
+                self.announce(handle)
 
     def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records that have the label, in the order in which they got it."""
@@ -149,6 +163,7 @@ class MemoryStore:
                 self._replace(record, after)
                 self._reindex(record, after)
                 moved += 1
+            self.announce_all((handle,))
         return moved
 
     def revoke_where(self, label: str, value: str) -> int:
@@ -157,9 +172,11 @@ class MemoryStore:
         for handle, _ in self._handles_of(label, value):
             with self._lock:
                 record = self._get(handle)
-                if record is not None and record.label.get(label) == value:
-                    self._remove(record)
-                    revoked += record.is_live(self._now())
+                if record is None or record.label.get(label) != value:
+                    continue
+                self._remove(record)
+                revoked += record.is_live(self._now())
+            self.announce_all((handle,))
         return revoked
 
     def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
@@ -197,15 +214,18 @@ class MemoryStore:
             removed += self._remove_where(handles, lambda record: record.seen < horizon, limit - removed)
         return removed
 
-    def watch(self, on_change: Callable[[str | None], object]) -> Callable[[], None]:  # noqa: ARG002 - the protocol's
-        """Raise NotImplementedByStore: who shares the memory shares the store."""
-        raise NotImplementedByStore("A MemoryStore announces no changes.")
+    def watch(self, on_change: OnChange) -> Stop:
+        """Call ``on_change(handle)`` for each change, as ``listen`` does: nobody else can change anything."""
+        self._check_open()
+        return self.listen(on_change)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget everything, and tell whoever listens so."""
         with self._lock:
             self._closed = True
             self._shards, self._buckets, self._labelled = {}, {}, {}
+        self.announce(None)
+        self._listeners.clear()
 
     def __len__(self) -> int:
         """Return how many records there are, expired ones included."""
@@ -292,17 +312,21 @@ class MemoryStore:
         with self._lock:
             if self._get(seen.handle) is seen:
                 self._remove(seen)
+        self.announce_all((seen.handle,))
 
     def _remove_where(self, handles: Sequence[str], doomed: Callable[[Record], bool], limit: int) -> int:
         """Remove at most this many of the doomed, a chunk at a time, so that nobody waits long for the lock."""
         removed = 0
         for start in range(0, len(handles), CHUNK):
+            swept: list[str] = []
             with self._lock:
                 for handle in handles[start : start + CHUNK]:
                     record = self._get(handle)
-                    if record is not None and doomed(record) and removed < limit:
+                    if record is not None and doomed(record) and removed + len(swept) < limit:
                         self._remove(record)
-                        removed += 1
+                        swept.append(handle)
+            self.announce_all(swept)
+            removed += len(swept)
             if removed >= limit:
                 break
         return removed

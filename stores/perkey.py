@@ -1,10 +1,12 @@
 """The four verbs of a store of keys: get, put, delete and time to expiry, by handle and key."""
 
+from collections.abc import Collection
 from typing import Final
 
+from ..caches.protocol import Cache
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import BadSession, KeyNotFound, SessionGone
-from ..records import Changes, Record
+from ..records import PROOF_BYTES, Changes, Record, changed_fields
 from .protocol import Store
 
 __all__ = ["PerKey"]
@@ -17,13 +19,17 @@ class PerKey:
 
     Every call is one or two round trips and atomic. Whoever holds the store may read and write any session,
     so nothing here asks for an id. A session writes bytes as bytes; anything else it wrote comes as JSON.
+
+    Over a cache there are no sessions that must exist: what is put is kept for as long as the cache keeps anything, and
+    two who put into one session at once may lose one of both. Take a cache of its own for that, for in one that stands
+    in front of a store handlers would show what is put there.
     """
 
     __slots__ = ("_store",)
 
-    def __init__(self, store: Store) -> None:
-        """Look at this store."""
-        self._store = store
+    def __init__(self, store: Store | Cache) -> None:
+        """Look at this store or cache."""
+        self._store: Store | _OverCache = store if isinstance(store, Store) else _OverCache(store)
 
     def get(self, handle: str, key: str) -> bytes | None:
         """Return the content of the key, or None if there is no such session or key."""
@@ -82,3 +88,24 @@ class PerKey:
                     raise
             else:
                 return
+
+
+class _OverCache:
+    """The two verbs that PerKey needs, over a cache: every session exists there, and is empty at first."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self.clock = cache.clock
+
+    def load(self, handle: str, keys: Collection[str] | None = None) -> Record:
+        record, now = self._cache.get(handle), self.clock.now()
+        if record is None:
+            return Record(handle, "", now, FOREVER, FOREVER, FOREVER, bytes(PROOF_BYTES), now)
+        whole = record if isinstance(record, Record) else record.record()
+        return whole if keys is None else whole.only(keys)
+
+    def apply(self, handle: str, _proof: bytes, changes: Changes) -> None:
+        lease, now = self._cache.lease(handle), self.clock.now()
+        record = self.load(handle)
+        fields, _ = changed_fields(record.fields, changes, now)
+        self._cache.put(handle, record.written(fields, now), lease)

@@ -5,7 +5,7 @@ time of seventeen. Readers never wait; writers wait for each other, at most ``ti
 alone, or of deadlines, is one UPDATE that compares the whole record with what this connection saw last, as it did a
 moment ago when the request looked: half the cost of BEGIN, SELECT, UPDATE and COMMIT, which is what happens if it is
 not the same. Whatever a power cut takes of the last moments, it never takes a revocation or a renewal back: these
-alone wait for the disk.
+alone wait for the disk. How other processes hear of changes is told in ``sqlite_watch``.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,10 +13,12 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from ..clock import Duration, milliseconds
-from ..errors import Conflict, NotImplementedByStore, SessionError, StoreError, UsageError
+from ..errors import Conflict, SessionError, StoreError, UsageError
 from ..records import Changes, Page, Record, Version, changed, changed_packed, check_size, gone, pack, unpack
+from .announcing import Announcing, OnChange, Stop
 from .protocol import PAGE, SWEEP_MARGIN_MS
 from .sqlite_file import Engine, SqliteFile, every_row
+from .sqlite_watch import Feed, renewed
 
 __all__ = ["SqliteStore"]
 
@@ -42,7 +44,7 @@ _DELETE_SAME: Final = _DELETE + " AND record = ?"
 _DELETE_DEAD: Final = _DELETE + " AND ends <= ?"
 _REVOKE: Final = _DELETE + " RETURNING ends"
 _REVOKE_WHERE: Final = """DELETE FROM sessions WHERE handle IN (SELECT handle FROM labels CROSS JOIN sessions
-    USING (handle) WHERE name = ? AND value = ? LIMIT ?) RETURNING ends"""
+    USING (handle) WHERE name = ? AND value = ? LIMIT ?) RETURNING ends, handle"""
 _LABEL: Final = "INSERT INTO labels (name, value, handle) VALUES (?, ?, ?)"
 _UNLABEL: Final = "DELETE FROM labels WHERE handle = ? AND name = ?"
 _LABELLED: Final = f"labels CROSS JOIN sessions USING (handle) WHERE name = ? AND value = ? AND seq > ? AND {_LIVE}"
@@ -50,12 +52,14 @@ _FIND: Final = f"SELECT seq, handle, record FROM {_LABELLED} ORDER BY seq LIMIT 
 _COUNT: Final = f"SELECT count(*) FROM {_LABELLED}"  # noqa: S608 - as above
 _SCAN: Final = f"SELECT handle, handle, record FROM sessions WHERE handle > ? AND {_LIVE} ORDER BY handle LIMIT ?"  # noqa: S608
 _SWEEP: Final = """DELETE FROM sessions WHERE handle IN (SELECT handle FROM sessions
-    WHERE ends <= ? ORDER BY ends LIMIT ?)"""
+    WHERE ends <= ? ORDER BY ends LIMIT ?) RETURNING handle"""
 _ALL: Final = "SELECT handle, record FROM sessions WHERE handle > ? ORDER BY handle LIMIT ?"
 
 
-class SqliteStore(SqliteFile):
+class SqliteStore(SqliteFile, Announcing):
     """Keeps records in a SQLite file, which it makes, readable by its owner alone, if there is none."""
+
+    _feed: Feed | None = None
 
     # -- the verbs -------------------------------------------------------------------------
 
@@ -103,8 +107,12 @@ class SqliteStore(SqliteFile):
         if not _is_text(record.handle):
             raise UsageError("A handle is text that UTF-8 can write: half a surrogate pair is none.")
         row = (record.handle, record.ends, pack(record))
-        if record.labels or not self._do(_count, _INSERT, row):
-            self._do(self._create, record, row)
+        try:
+            if record.labels or not self._do(_count, _INSERT, row):
+                self._do(self._create, record, row)
+        finally:
+            if self._listeners:
+                self.announce(record.handle)
 
     def apply(self, handle: str, proof: bytes, changes: Changes) -> Version:
         """Make all the changes or none."""
@@ -114,10 +122,17 @@ class SqliteStore(SqliteFile):
             return self._do(_durably, self._apply, handle, proof, changes)
         except UnicodeEncodeError as error:  # half a surrogate pair: there is no such session
             raise gone() from error
+        finally:
+            if self._listeners:
+                self.announce(handle)
 
     def revoke(self, handle: str) -> bool:
         """End the session; return whether it was live."""
-        row = self._do(_durably, _one, _REVOKE, (handle,)) if _is_text(handle) else None
+        try:
+            row = self._do(_durably, _one, _REVOKE, (handle,)) if _is_text(handle) else None
+        finally:
+            if self._listeners:
+                self.announce(handle)
         return row is not None and _is_later(row, self._now())
 
     def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
@@ -138,8 +153,12 @@ class SqliteStore(SqliteFile):
         self._check_open()
         moved, start = 0, 0 if _is_text(label, old) else None
         while start is not None:
-            count, start = self._do(self._relabel, label, old, new, start)
-            moved += count
+            told: Sequence[str | None] = (None,)  # who it would have been is not known, if this fails
+            try:
+                told, start = self._do(self._relabel, label, old, new, start)
+            finally:
+                self.announce_all(told)
+            moved += len(told)
         return moved
 
     def revoke_where(self, label: str, value: str) -> int:
@@ -147,7 +166,12 @@ class SqliteStore(SqliteFile):
         self._check_open()
         live, now, more = 0, self._now(), _is_text(label, value)
         while more:
-            rows = self._do(_durably, every_row, _REVOKE_WHERE, (label, value, BATCH))
+            told: Sequence[str | None] = (None,)  # as above
+            try:
+                rows = self._do(_durably, every_row, _REVOKE_WHERE, (label, value, BATCH))
+                told = [handle for _, handle in rows]
+            finally:
+                self.announce_all(told)
             live += sum(_is_later(row, now) for row in rows)
             more = len(rows) == BATCH
         return live
@@ -162,9 +186,10 @@ class SqliteStore(SqliteFile):
         horizon, removed = self._now() - SWEEP_MARGIN_MS, 0
         while removed < limit:
             batch = min(SWEPT, limit - removed)
-            count = self._do(_count, _SWEEP, (horizon, batch))
-            removed += count
-            if count < batch:
+            rows = self._do(every_row, _SWEEP, (horizon, batch))
+            self.announce_all(handle for (handle,) in rows)
+            removed += len(rows)
+            if len(rows) < batch:
                 break
         return removed
 
@@ -179,15 +204,44 @@ class SqliteStore(SqliteFile):
             rows = self._do(every_row, _ALL, (start, BATCH))
             doomed = [(handle, raw) for handle, raw in rows if _was_seen(raw, handle) < horizon][: limit - removed]
             if doomed:
-                removed += self._do(_many, _DELETE_SAME, doomed)
+                try:
+                    removed += self._do(_many, _DELETE_SAME, doomed)
+                finally:
+                    self.announce_all(handle for handle, _ in doomed)
             if len(rows) < BATCH:
                 break
             start = rows[-1][0]
         return removed
 
-    def watch(self, on_change: Callable[[str | None], object]) -> Callable[[], None]:  # noqa: ARG002 - the protocol's
-        """Raise NotImplementedByStore."""
-        raise NotImplementedByStore("A SqliteStore announces no changes yet.")
+    def watch(self, on_change: OnChange) -> Stop:
+        """Call ``on_change(handle)`` for each change: of this object before its verb returns, of others soon after.
+
+        A daemon thread reads what others changed, and again what this object did; it is one for all who watch, and
+        ends when the last of them stops or the store closes. A forked process gets one when it first uses the store,
+        and then ``on_change(None)`` comes first.
+        """
+        self._check_open()
+        feed = self.__dict__.setdefault("_feed", Feed(self, self._uri))  # in one step: two threads get one feed
+        stop_others = feed.watch(on_change, self._do(renewed))
+        stop_own = self.listen(on_change)
+
+        def stop() -> None:
+            stop_own()
+            stop_others()
+
+        return stop
+
+    def close(self) -> None:
+        """Close every connection, those in use with the verb that uses them, and tell who watches that it is over."""
+        super().close()
+        if self._feed is not None:
+            self._feed.end()
+        self._listeners.clear()
+
+    def _leave_to_parent(self) -> None:
+        super()._leave_to_parent()
+        if self._feed is not None:
+            self._feed.begin_process()
 
     # -- what verbs do on a connection -----------------------------------------------------
 
@@ -251,16 +305,16 @@ class SqliteStore(SqliteFile):
         cursor.executemany(_LABEL, [(name, value, record.handle) for name, value in record.label.items()])
         cursor.execute("COMMIT")
 
-    def _relabel(self, engine: Engine, label: str, old: str, new: str, start: int) -> tuple[int, int | None]:
-        """Relabel one batch; return how many that were and where the next one begins, None if this was the last."""
-        changes, now, moved = Changes(labels={label: new}), self._now(), 0
+    def _relabel(self, engine: Engine, label: str, old: str, new: str, start: int) -> tuple[list[str], int | None]:
+        """Relabel one batch; return its handles and where the next one begins, None if this was the last."""
+        changes, now, moved = Changes(labels={label: new}), self._now(), list[str]()
         engine.cursor.execute("BEGIN IMMEDIATE")
         rows = every_row(engine, _FIND, (label, old, start, now, BATCH))
         for _, handle, raw in rows:
             record = unpack(handle, raw)
             if record is not None:
                 _replace(engine, record, changed(record, record.proof, changes, now, self.largest)[0])
-                moved += 1
+                moved.append(handle)
         engine.cursor.execute("COMMIT")
         return moved, rows[-1][0] if len(rows) == BATCH else None
 
@@ -282,6 +336,7 @@ class SqliteStore(SqliteFile):
         """Remove what was found expired, unless it was prolonged since, if that can be done at all."""
         with suppress(StoreError):
             self._do(_count, _DELETE_SAME, (handle, raw))
+        self.announce_all((handle,))
 
 
 def _one(engine: Engine, sql: str, arguments: Sequence[Any]) -> Any:

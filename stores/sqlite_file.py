@@ -19,7 +19,7 @@ from ..clock import Clock, SystemClock
 from ..errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable, UsageError
 from ..records import LARGEST
 
-__all__ = ["APPLICATION", "STEPS", "Engine", "SqliteFile", "every_row"]
+__all__ = ["APPLICATION", "STEPS", "Engine", "SqliteFile", "connected", "every_row"]
 
 APPLICATION: Final = int.from_bytes(b"sTre")
 """What the file's header says whose it is."""
@@ -90,6 +90,7 @@ class SqliteFile:
         """
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
             raise ConfigError(f"A SqliteStore waits for a number of seconds, not {timeout!r}: pass for example 5.0.")
+        super().__init__()
         self.clock: Clock = clock or SystemClock()
         self.largest = largest
         self.path = _admitted(path)
@@ -137,14 +138,7 @@ class SqliteFile:
         self._check_open()
         connection = None
         try:
-            connection = sqlite3.connect(
-                self._uri,
-                timeout=self._timeout,
-                isolation_level=None,
-                check_same_thread=False,
-                cached_statements=128,
-                uri=True,
-            )
+            connection = connected(self._uri, self._timeout)
             # No mmap_size: it saves a tenth of a read, and a file that shrinks kills the process then.
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA journal_size_limit=16777216")
@@ -240,6 +234,13 @@ class SqliteFile:
 
 _ORDINARY: Final = (sqlite3.Error, SessionError, ValueError, TypeError)
 """What a verb raises when every statement of it has ended."""
+
+
+def connected(uri: str, timeout: float) -> sqlite3.Connection:
+    """Return a new connection, which any thread may use."""
+    return sqlite3.connect(
+        uri, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=128, uri=True
+    )
 
 
 def every_row(engine: Engine, sql: str, arguments: Sequence[Any]) -> list[Any]:

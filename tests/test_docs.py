@@ -92,3 +92,12 @@ def test_a_login_elsewhere_is_taken_over(client, tree):
     assert post(browser, "/back", state="random, and sent along").location == "/finish"
     assert get(browser, "/finish").location == "/account"
     assert [info.subject for info in tree["user"].sessions("ann")] == ["ann"]
+
+
+def test_the_examples_about_caches_run():
+    scope = {}
+    blocks = blocks_of("docs/caches.md")
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "docs/caches.md", "exec"), scope)  # noqa: S102 - it is our own
+    assert scope["user"].config.cache is scope["cache"]

@@ -32,6 +32,7 @@ from sessiontree import (
     with_max_age,
     with_serializer,
 )
+from sessiontree.caches.local import LocalCache
 from sessiontree.handlers import options as options_module
 from sessiontree.handlers.ids import uuid4, uuid7
 from sessiontree.serializer import JsonSerializer
@@ -53,6 +54,7 @@ EVERY_OPTION = {
     "with_clock": st.builds(FakeClock),
     "with_store": st.none() | st.just(MemoryStore()),
     "with_revocations": st.none() | st.just(MemoryStore()),
+    "with_cache": st.none() | st.just(LocalCache()),
     "with_max_sessions": st.integers(1, 5),
     "with_outage": st.sampled_from(["raise", "anonymous"]),
     "with_logger": st.none() | st.just(logging.getLogger("test")),

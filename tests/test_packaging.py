@@ -27,7 +27,7 @@ FRONT_DOOR = set(
         NotImplementedByStore ParentInvalid RecordTooLarge RejectedError Session SessionError SessionGone
         StoreCorrupt StoreError StoreUnavailable TooLarge UsageError chain with_absolute_timeout with_clock
         with_cookie with_eager with_encryption with_events with_header with_id_generator with_idle_timeout
-        with_logger with_max_age with_max_sessions with_serializer SessionInfo with_store with_outage with_revocations
+        with_cache with_logger with_max_age with_max_sessions with_serializer SessionInfo with_store with_outage with_revocations
         server_only fixed_id
         """,
     )
@@ -44,7 +44,7 @@ def modules():
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages(sessiontree.__path__, "sessiontree.")
         if found.name.split(".")[1]
-        in {"cli", "handlers", "stores", "errors", "clock", "keys", "records", "serializer", "testing"}
+        in {"cli", "caches", "handlers", "stores", "errors", "clock", "keys", "records", "serializer", "testing"}
     ]
 
 
@@ -111,7 +111,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     here = {path.name for path in ROOT.glob("*.py")} | {"py.typed"}
-    for folder in ("handlers", "stores", "cli"):
+    for folder in ("handlers", "stores", "caches", "cli"):
         here |= {
             f"{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".css", ".html"}
         }

@@ -22,7 +22,6 @@ from support import SOAK
 from sessiontree import (
     ConfigError,
     Conflict,
-    NotImplementedByStore,
     SessionGone,
     StoreCorrupt,
     StoreError,
@@ -379,11 +378,6 @@ def test_half_a_surrogate_pair_is_in_no_database(store):
             store.apply(half, PROOF, changes)
     with pytest.raises(UsageError):
         new(store, half)
-
-
-def test_watching_is_not_there_yet(store):
-    with pytest.raises(NotImplementedByStore):
-        store.watch(print)
 
 
 # -- threads and processes --------------------------------------------------------------------

@@ -331,4 +331,4 @@ def test_a_clock_is_a_clock_and_stale_needs_a_cache():
     with pytest.raises(ConfigError):
         open_store("memory:", clock=3)
     with pytest.raises(ConfigError, match="cache"):
-        with_outage("stale", stale_for=60)
+        Handler("visitor", SECRET, with_store(MemoryStore()), with_outage("stale", stale_for=60))

@@ -17,7 +17,6 @@ from sessiontree import (
     ConfigError,
     Conflict,
     KeyNotFound,
-    NotImplementedByStore,
     RecordTooLarge,
     SessionError,
     SessionGone,
@@ -664,15 +663,13 @@ def test_a_session_relabelled_meanwhile_counts_once_and_outlives_its_old_label(s
     assert store.load(record.handle) is not None
 
 
-def test_a_memory_store_has_no_feed_and_takes_a_limit():
+def test_a_memory_store_takes_a_limit():
     store = MemoryStore(largest=20)
     assert isinstance(store, Store)
     assert store.clock == SystemClock()
     assert MemoryStore().largest == LARGEST
     with pytest.raises(RecordTooLarge):
         new(store, fields=fields(a=js("x" * 20)))
-    with pytest.raises(NotImplementedByStore):
-        store.watch(print)
     handle = new(store).handle
     with pytest.raises(Conflict):
         new(store, handle)

@@ -14,6 +14,10 @@ from sessiontree import (
     with_clock,
     with_events,
     with_header,
+    with_idle_timeout,
+    with_max_age,
+    with_max_sessions,
+    with_revocations,
     with_store,
 )
 from sessiontree.records import pack
@@ -251,3 +255,29 @@ def test_a_bare_registry_lists_children_in_the_same_store(store):
     request = environ(HTTP_COOKIE=browser.jar.header())
     assert [info.handle for info in visitor.session(request).children()] == handles(s, browser)[1:2]
     assert chain(visitor)(plain_app(lambda request: len(visitor.session(request).children())))
+
+
+# -- ancestors, whatever keeps them --------------------------------------------------------------------------
+
+
+def test_lc_16_nothing_is_listed_as_ending_after_its_parent(store, clock):
+    visitor, user, sudo = tree_on(store, with_max_age(100), user_options=[with_idle_timeout(5000)])
+    s = Site(visitor, user, sudo)
+    browser = logged_in(s)
+    ends = clock.now() / 1000 + 100
+    listed = [*user.sessions("ann"), *sudo.sessions("ann"), *s.visit(lambda v, u, s: v.children(), browser)]
+    assert [info.expires_at.timestamp() for info in listed] == [ends] * 3
+    assert s.visit(lambda v, u, s: u.info().expires_at.timestamp(), browser) == ends
+
+
+def test_a_parent_that_is_dead_by_a_list_of_revocations_takes_its_stored_children_out_of_every_list(store):
+    visitor = Handler("visitor", SECRET, with_clock(store.clock), with_revocations(store))
+    user = visitor.spawn("user", with_store(store), with_max_sessions(1))
+    s = Site(visitor, user)
+    for _ in range(3):
+        browser = s.another_browser()
+        s.visit(lambda v, u: (v.update(v=1), u.bind("ann")), browser)
+        assert s.answer.code == 200
+        assert len(user.sessions("ann")) == 1
+        s.visit(lambda v, u: v.revoke(), browser)
+        assert user.sessions("ann") == []

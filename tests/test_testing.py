@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessiontree import NotImplementedByStore, StoreCorrupt, StoreUnavailable, UsageError
+from sessiontree import StoreCorrupt, StoreUnavailable, UsageError
 from sessiontree.records import Changes, Json, Record
 from sessiontree.stores import Store
 from sessiontree.stores.memory import MemoryStore
@@ -517,8 +517,11 @@ def test_without_faults_every_call_goes_through(faulty, inner, clock):
     assert [argument for _, argument in faulty.calls][:2] == ["h", ["h"]]
     assert isinstance(faulty, Store)
     assert (faulty.clock, faulty.largest, faulty.inner) == (clock, inner.largest, inner)
-    with pytest.raises(NotImplementedByStore):
-        faulty.watch(print)
+    heard = []
+    stop = faulty.watch(heard.append)
+    faulty.revoke("another")
+    stop()
+    assert isinstance(heard, list)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,156 @@
+"""How records come through caches: what a cache has is used, what it lacks is loaded and left with it.
+
+And how caches hear what changed. Every change that is made through a store object, by whatever handler, reaches every
+cache in front of that object before the verb returns; so when ``revoke()`` returns, no handler on it serves the
+session.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
+
+from ..caches.kept import Kept
+from ..records import Record
+from ..stores.following import dropping
+from .breaker import breaker_of
+from .events import emit
+
+if TYPE_CHECKING:
+    from ..caches.protocol import Cache, Cached
+    from ..stores.protocol import Store
+    from .handler import Handler
+
+__all__ = ["Wanted", "attach", "fetched", "fetched_one", "forget", "stale"]
+
+_T = TypeVar("_T")
+
+
+class Wanted(NamedTuple):
+    """A record that a verified token asks for: whose it is, and the least version that the client has seen."""
+
+    handler: "Handler"
+    handle: str
+    version: int = 0
+
+
+def fetched(store: "Store", wanted: "Iterable[Wanted]") -> "dict[str, Record | None]":
+    """Return each wanted record, or None for one that is dead, in at most one trip to the store.
+
+    A cache that fails is as one that has nothing; a store that fails raises StoreError.
+    """
+    found: dict[str, Record | None] = {}
+    missing: list[tuple[Wanted, Any]] = []
+    for each in wanted:
+        known, record, lease = _looked_up(each)
+        if known:
+            found[each.handle] = record
+        else:
+            missing.append((each, lease))
+    if missing:
+        found.update(_loaded(store, [each for each, _ in missing]))
+    for each, lease in missing:
+        if lease is not None:
+            _fill(each, found[each.handle], lease)
+    return found
+
+
+def fetched_one(store: "Store", wanted: Wanted) -> "Record | None":
+    """Return one wanted record, or None, as ``fetched`` does: the short way of nearly every request."""
+    known, record, lease = _looked_up(wanted)
+    if not known:
+        record = _loaded(store, [wanted])[wanted.handle]
+        if lease is not None:
+            _fill(wanted, record, lease)
+    return record
+
+
+def _loaded(store: "Store", wanted: list[Wanted]) -> "dict[str, Record | None]":
+    """Return what the store has, in one trip; where a request can go on without it, by way of its breaker."""
+    handles = [each.handle for each in wanted]
+    call = breaker_of(store).call if any(each.handler.config.outage != "raise" for each in wanted) else _call
+    if len(handles) == 1:
+        return {handles[0]: call(store.load, handles[0])}
+    loaded = call(store.load_many, handles)
+    return {handle: loaded.get(handle) for handle in handles}
+
+
+def _call(verb: Callable[..., _T], *arguments: Any) -> _T:
+    return verb(*arguments)
+
+
+def stale(wanted: Wanted) -> "Record | None":
+    """Return a record that a cache may serve while the store is down, for as long as the handler allows."""
+    handler = wanted.handler
+    if handler.config.outage != "stale" or handler.cache is None:
+        return None
+    try:
+        kept = handler.cache.stale(wanted.handle, wanted.version, handler.config.stale_for / 1000)  # type: ignore[attr-defined]
+        record = _opened(kept)
+    except Exception as error:  # noqa: BLE001 - as above
+        emit(handler, "cache", wanted.handle, type(error).__name__)
+        return None
+    return record if record is not None and record.is_live(handler.now()) else None
+
+
+def _opened(kept: "Cached | None") -> "Record | None":
+    return kept.record() if isinstance(kept, Kept) else kept
+
+
+def _at_hand(handler: "Handler", handle: str, version: int) -> "Record | None":
+    """Return the live record that the handler's cache has, if it has a cache and that has one."""
+    cache = handler.cache
+    if cache is None:
+        return None
+    try:
+        kept = cache.get(handle, version)
+        record = kept.record() if isinstance(kept, Kept) else kept
+    except Exception as error:  # noqa: BLE001 - whatever a cache fails at, the store is asked
+        emit(handler, "cache", handle, type(error).__name__)
+        return None
+    return record if record is not None and record.is_live(handler.now()) else None
+
+
+def _looked_up(wanted: Wanted) -> "tuple[bool, Record | None, Any]":
+    """Return whether the cache knows, what it knows, and else a lease to fill it with what the store says."""
+    cache, handle = wanted.handler.cache, wanted.handle
+    if cache is None:
+        return False, None, None
+    record = _at_hand(wanted.handler, handle, wanted.version)
+    if record is not None:
+        return True, record, None
+    try:
+        return (True, None, None) if cache.is_absent(handle) else (False, None, cache.lease(handle))
+    except Exception as error:  # noqa: BLE001 - as above
+        emit(wanted.handler, "cache", handle, type(error).__name__)
+        return False, None, None
+
+
+def _fill(wanted: Wanted, record: Record | None, lease: Any) -> None:
+    try:
+        wanted.handler.cache.put(wanted.handle, record, lease)  # type: ignore[union-attr]
+    except Exception as error:  # noqa: BLE001 - as above
+        emit(wanted.handler, "cache", wanted.handle, type(error).__name__)
+
+
+def forget(handler: "Handler", handle: str) -> None:
+    """Have a handler's cache drop a record that the store turned out to have no longer, or not as it was."""
+    if handler.cache is None:
+        return
+    try:
+        handler.cache.drop(handle)
+    except Exception as error:  # noqa: BLE001 - as above
+        emit(handler, "cache", handle, type(error).__name__)
+
+
+# -- hearing what changed --------------------------------------------------------------------
+
+_LISTENING: "Final[WeakKeyDictionary[Cache, WeakSet[Store]]]" = WeakKeyDictionary()
+"""Which store objects a cache hears of; each once, however many handlers share both."""
+
+
+def attach(cache: "Cache", store: "Store") -> None:
+    """Have a cache hear of every change made through a store object, for as long as there is the cache."""
+    heard = _LISTENING.setdefault(cache, WeakSet())
+    if store not in heard:
+        heard.add(store)
+        finalize(cache, store.listen(dropping(ref(cache))))  # type: ignore[attr-defined]

@@ -1,0 +1,111 @@
+"""A store of anyone's making that tells listeners of every change made through it, as our own engines do."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+from weakref import WeakValueDictionary
+
+from ..clock import Duration
+from ..records import Changes, Page, Record, Version
+from .announcing import Announcing
+from .protocol import PAGE, Store
+
+__all__ = ["Announced", "announced"]
+
+
+class Announced(Announcing):
+    """Stands in front of a store and announces what every verb has changed, or may have changed when it fails."""
+
+    def __init__(self, store: Store) -> None:
+        """Stand in front of this store."""
+        super().__init__()
+        self.inner = store
+        self.clock = store.clock
+        self.largest = store.largest
+
+    def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
+        """As the store does."""
+        return self.inner.load(handle, keys)
+
+    def load_many(self, handles: Sequence[str]) -> dict[str, Record]:
+        """As the store does."""
+        return self.inner.load_many(handles)
+
+    def create(self, record: Record) -> None:
+        """As the store does."""
+        try:
+            self.inner.create(record)
+        finally:
+            self.announce(record.handle)
+
+    def apply(self, handle: str, proof: bytes, changes: Changes) -> Version:
+        """As the store does."""
+        try:
+            return self.inner.apply(handle, proof, changes)
+        finally:
+            self.announce(handle)
+
+    def revoke(self, handle: str) -> bool:
+        """As the store does."""
+        try:
+            return self.inner.revoke(handle)
+        finally:
+            self.announce(handle)
+
+    def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
+        """As the store does."""
+        return self.inner.find(label, value, after, limit)
+
+    def count(self, label: str, *values: str) -> int:
+        """As the store does."""
+        return self.inner.count(label, *values)
+
+    def relabel(self, label: str, old: str, new: str) -> int:
+        """As the store does."""
+        try:
+            return self.inner.relabel(label, old, new)
+        finally:
+            self.announce(None)
+
+    def revoke_where(self, label: str, value: str) -> int:
+        """As the store does."""
+        try:
+            return self.inner.revoke_where(label, value)
+        finally:
+            self.announce(None)
+
+    def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
+        """As the store does."""
+        return self.inner.scan(after, limit)
+
+    def sweep(self, limit: int = 1000) -> int:
+        """As the store does; what has expired needs no announcement, for caches see that themselves."""
+        return self.inner.sweep(limit)
+
+    def sweep_idle(self, older_than: Duration, limit: int = 1000) -> int:
+        """As the store does."""
+        try:
+            return self.inner.sweep_idle(older_than, limit)
+        finally:
+            self.announce(None)
+
+    def watch(self, on_change: Callable[[str | None], object]) -> Callable[[], None]:
+        """As the store does."""
+        return self.inner.watch(on_change)
+
+    def close(self) -> None:
+        """As the store does."""
+        self.inner.close()
+
+
+_KNOWN: Final[WeakValueDictionary[int, Announced]] = WeakValueDictionary()
+"""The one object in front of each store, by the store's identity; it holds the store, so that is not used again."""
+
+
+def announced(store: Store) -> Store:
+    """Return the store if it announces its changes by itself, else the one object in front of it that does."""
+    if hasattr(store, "listen"):
+        return store
+    known = _KNOWN.get(id(store))
+    if known is None:
+        known = _KNOWN[id(store)] = Announced(store)
+    return known

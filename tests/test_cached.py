@@ -1,0 +1,465 @@
+"""Sessions behind a cache: fewer trips to the store, and never a lie."""
+
+import pytest
+from support import SECRET, SOAK, Site
+
+from sessiontree import (
+    ConfigError,
+    Handler,
+    KeyNotFound,
+    StoreUnavailable,
+    chain,
+    server_only,
+    with_cache,
+    with_clock,
+    with_events,
+    with_idle_timeout,
+    with_max_age,
+    with_outage,
+    with_store,
+)
+from sessiontree.caches.local import LocalCache
+from sessiontree.stores import PerKey
+from sessiontree.stores.memory import MemoryStore
+from sessiontree.stores.sqlite import SqliteStore
+from sessiontree.testing import FakeClock, FaultyStore
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, clock, tmp_path):
+    engine = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "s.db", clock=clock)
+    yield FaultyStore(engine)
+    engine.close()
+
+
+def node_on(store, *options, name="visitor", **of_the_cache):
+    """Return a handler with a cache of its own, as each process has."""
+    cache = LocalCache(clock=store.clock, **of_the_cache)
+    return Handler(name, SECRET, with_clock(store.clock), with_store(store), with_cache(cache), *options)
+
+
+def begun(site):
+    """Begin a session in the site's browser; return its cookies."""
+    site.visit(lambda session, *more: [each.update(n=1) for each in (session, *more)])
+    return site.browser.jar.header()
+
+
+def trips(store, action):
+    """Return what the store was asked for meanwhile."""
+    store.calls.clear()
+    action()
+    return [verb for verb, _ in store.calls]
+
+
+# -- trips -------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_loaded_once_and_then_read_from_the_cache(store):
+    s = Site(node_on(store))
+    begun(s)
+    for expected in (["load"], [], []):
+        assert trips(store, lambda: s.visit(dict)) == expected
+    assert s.result == {"n": 1}
+    assert s.handler.config.cache.stats().hits == 2
+
+
+def test_a_chain_asks_the_store_once_for_what_its_caches_lack(store):
+    visitor = node_on(store)
+    user = visitor.spawn("user")
+    sudo = user.spawn("sudo")
+    s = Site(visitor, user, sudo)
+    begun(s)
+    assert trips(store, lambda: s.visit(lambda v, u, a: dict(a))) == ["load_many"]
+    assert trips(store, lambda: s.visit(lambda v, u, a: dict(a))) == []
+    store.apply(*_proof(store, s), _set())
+    assert trips(store, lambda: s.visit(lambda v, u, a: dict(u))) == ["load"]
+    assert s.result == {"n": 1, "m": 2}
+
+
+def _proof(store, site):
+    """Return the handle and the proof of the second session of the site."""
+    handle = site.visit(lambda first, second, *more: second.handle)
+    return handle, store.load(handle).proof
+
+
+def _set():
+    from sessiontree.records import Changes, Json  # noqa: PLC0415 - for this alone
+
+    return Changes(sets={"m": (Json(b"2"), 0)})
+
+
+def test_a_revoked_cookie_costs_one_trip_and_then_none_for_a_while(store, clock):
+    s = Site(node_on(store))
+    kept = begun(s)
+    s.handler.revoke(s.visit(lambda session: session.handle))
+    for expected in (["load"], [], []):
+        assert trips(store, lambda: s.visit(dict, HTTP_COOKIE=kept)) == expected
+    clock.advance(6)
+    assert trips(store, lambda: s.visit(dict, HTTP_COOKIE=kept)) == ["load"]
+    assert s.result == {}
+
+
+def test_an_untouched_session_asks_nobody(store):
+    s = Site(node_on(store))
+    kept = begun(s)
+    assert trips(store, lambda: s.visit(lambda session: None, HTTP_COOKIE=kept)) == []
+    assert s.handler.config.cache.stats().misses == 0
+
+
+def test_garbage_and_forged_cookies_reach_no_cache(store):
+    s = Site(node_on(store))
+    cookie = begun(s)
+    s.visit(dict)
+    for number in range(1000 * SOAK):
+        s.visit(dict, s.another_browser(), HTTP_COOKIE=f"{cookie[:-8]}{number:08d}")
+    stats = s.handler.config.cache.stats()
+    assert (stats.sessions, stats.misses) == (1, 1)
+
+
+# -- never a lie -------------------------------------------------------------------------------------------
+
+ENDINGS = {
+    "session.revoke()": lambda site, handle: site.visit(lambda session: session.revoke()),
+    "handler.revoke()": lambda site, handle: site.handler.revoke(handle),
+    "revoke_all()": lambda site, handle: site.handler.revoke_all("ann"),
+    "store.revoke()": lambda site, handle: site.handler.config.store.revoke(handle),
+    "generate()": lambda site, handle: site.visit(lambda session: session.regenerate()),
+    "renew()": lambda site, handle: site.visit(lambda session: session.renew()),
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS)
+def test_ca_1_after_it_returns_no_handler_on_the_store_object_serves_the_session(store, end):
+    here, there = node_on(store), node_on(store)
+    a, b = Site(here), Site(there)
+    a.visit(lambda session: (session.update(n=1), session.bind("ann")))
+    kept = a.browser.jar.header()
+    for site in (a, b):
+        assert [site.visit(dict, site.another_browser(), HTTP_COOKIE=kept) for _ in range(2)] == [{"n": 1}] * 2
+    end(a, a.visit(lambda session: session.handle))
+    for site in (a, b):
+        assert site.visit(dict, site.another_browser(), HTTP_COOKIE=kept) == {}
+
+
+def test_ca_1_another_process_refuses_within_the_stated_staleness(clock, tmp_path):
+    stores = [SqliteStore(tmp_path / "s.db", clock=clock) for _ in range(2)]
+    a, b = (Site(node_on(store, max_staleness=2)) for store in stores)
+    kept = begun(a)
+    assert b.visit(dict, HTTP_COOKIE=kept) == {"n": 1}
+    a.visit(lambda session: session.revoke())
+    clock.advance(1.999)
+    assert b.visit(dict, HTTP_COOKIE=kept) == {"n": 1}, "this is the price of a cache, and it is stated"
+    clock.advance(0.001)
+    assert b.visit(dict, HTTP_COOKIE=kept) == {}
+    for store in stores:
+        store.close()
+
+
+def test_a_write_is_seen_by_whoever_brings_its_cookie_on_any_process(clock, tmp_path):
+    stores = [SqliteStore(tmp_path / "s.db", clock=clock) for _ in range(2)]
+    sites = [Site(node_on(store)) for store in stores]
+    browser = sites[0].another_browser()
+    for number in range(500 * SOAK):
+        writer, reader = sites[number % 2], sites[1 - number % 2]
+        for site in sites:
+            browser.app = site.app
+            site.visit(dict, browser)  # Both have it in their caches.
+        browser.app = writer.app
+        writer.visit(lambda session, number=number: session.update(number=number), browser)
+        browser.app = reader.app
+        assert reader.visit(lambda session: session["number"], browser) == number
+    for store in stores:
+        store.close()
+
+
+WRITES = {
+    "a key": lambda session: session.update(m=1),
+    "a key that it had": lambda session: session.update(n=2),
+    "delete": lambda session: session.delete("n"),
+    "in place": lambda session: session["list"].append(1),
+    "incr": lambda session: session.incr("count"),
+    "update_key": lambda session: session.update_key("n", lambda n: n + 1),
+    "flash": lambda session: session.flash("hello"),
+    "expiry": lambda session: session.put("code", 1, 60),
+    "bind": lambda session: session.bind("ann"),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_every_write_sends_a_cookie_that_carries_its_version(store, write):
+    s = Site(node_on(store))
+    s.visit(lambda session: session.update(n=1, list=[], count=1))
+    before = s.browser.jar.header()
+    s.visit(write)
+    assert s.browser.jar.header() != before
+    s.visit(dict)
+    assert s.answer.cookies == []
+
+
+def test_an_increment_stays_seen_after_a_5xx(store):
+    s = Site(node_on(store))
+    begun(s)
+    s.status = "500 Oops"
+    s.visit(lambda session: session.incr("n"))
+    assert len(s.answer.cookies) == 1
+    s.status = "200 OK"
+    assert s.visit(dict) == {"n": 2}
+
+
+def test_without_a_cache_a_write_sends_no_cookie(store):
+    s = Site(Handler("visitor", SECRET, with_clock(store.clock), with_store(store)))
+    begun(s)
+    s.visit(lambda session: session.update(m=1))
+    assert s.answer.cookies == []
+
+
+def test_a_conflict_drops_what_the_cache_has(clock, tmp_path):
+    stores = [SqliteStore(tmp_path / "s.db", clock=clock) for _ in range(2)]
+    a, b = (Site(node_on(store)) for store in stores)
+    kept = begun(a)
+    assert b.visit(dict, HTTP_COOKIE=kept) == {"n": 1}
+    a.visit(lambda session: session.revoke())
+    b.visit(lambda session: session.update(m=1), HTTP_COOKIE=kept)
+    assert (b.answer.code, b.answer.cookies) == (409, [])
+    assert b.visit(dict, HTTP_COOKIE=kept) == {}
+    for store in stores:
+        store.close()
+
+
+def test_a_revoked_parent_takes_its_children_along_in_every_cache(store):
+    visitor = node_on(store)
+    s = Site(visitor, visitor.spawn("user", with_cache(LocalCache(clock=store.clock))))
+    kept = begun(s)
+    assert s.visit(lambda v, u: dict(u), HTTP_COOKIE=kept) == {"n": 1}
+    s.visit(lambda v, u: v.revoke())
+    assert s.visit(lambda v, u: (dict(v), dict(u)), HTTP_COOKIE=kept) == ({}, {})
+
+
+def test_what_one_request_changes_in_a_value_another_never_sees(store):
+    s = Site(node_on(store))
+    s.visit(lambda session: session.update(list=[1]))
+    s.visit(dict)
+    s.status = "500 Oops"
+    s.visit(lambda session: session["list"].append(2))
+    s.status = "200 OK"
+    assert s.visit(lambda session: session["list"]) == [1]
+
+
+# -- time --------------------------------------------------------------------------------------------------
+
+
+def test_deadlines_and_expiries_mean_the_same_behind_a_cache(store, clock):
+    s = Site(node_on(store, with_max_age(10), max_staleness=60))
+    s.visit(lambda session: (session.update(n=1), session.put("code", 7, 5)))
+    assert s.visit(dict) == {"n": 1, "code": 7}
+    clock.advance(5)
+    assert s.visit(dict) == {"n": 1}
+    clock.advance(5)
+    assert s.visit(dict, HTTP_COOKIE=s.browser.jar.header() or "x=y") == {}
+
+
+def test_ca_9_activity_is_counted_though_reads_come_from_the_cache(store, clock):
+    s = Site(node_on(store, with_idle_timeout(100), max_staleness=60))
+    begun(s)
+    for _ in range(30):
+        clock.advance(9)
+        assert s.visit(dict) == {"n": 1}
+    clock.advance(101)
+    assert s.visit(dict) == {}
+
+
+def test_what_a_cache_thinks_expired_the_store_may_know_better(clock, tmp_path):
+    stores = [SqliteStore(tmp_path / "s.db", clock=clock) for _ in range(2)]
+    a, b = (Site(node_on(store, with_idle_timeout(100), max_staleness=3600)) for store in stores)
+    kept = begun(a)
+    assert b.visit(dict, HTTP_COOKIE=kept) == {"n": 1}
+    clock.advance(60)
+    a.visit(dict)
+    clock.advance(60)
+    assert b.visit(dict, HTTP_COOKIE=kept) == {"n": 1}
+    for store in stores:
+        store.close()
+
+
+# -- failures ----------------------------------------------------------------------------------------------
+
+
+class Broken(LocalCache):
+    """Fails at every call."""
+
+    def _fail(self, *_arguments):
+        raise OSError("The cache is broken.")
+
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.get = self._fail
+
+    is_absent = lease = put = drop = clear = _fail
+
+
+def test_ca_5_a_cache_that_fails_costs_trips_and_nothing_else(store):
+    events = []
+    cache = Broken(clock=store.clock)
+    handler = Handler(
+        "visitor", SECRET, with_clock(store.clock), with_store(store), with_cache(cache), with_events(events.append)
+    )
+    s = Site(handler)
+    begun(s)
+    assert s.visit(lambda session: (session.incr("n"), dict(session))) == (2, {"n": 2})
+    assert s.visit(lambda session: session.revoke()) is None
+    assert s.visit(dict) == {}
+    assert {(event.kind, event.reason) for event in events if event.kind == "cache"} == {("cache", "OSError")}
+
+
+def stale_site(store, beyond=60):
+    s = Site(node_on(store, with_outage("stale", stale_for=beyond)))
+    begun(s)
+    s.visit(dict)
+    return s
+
+
+def test_while_the_store_is_down_stale_sessions_are_read_and_nothing_else(store, clock):
+    s = stale_site(store)
+    cookie = s.browser.jar.header()
+    store.down()
+    clock.advance(50)
+    assert s.visit(dict) == {"n": 1}
+    assert s.answer.cookies == []
+
+    def write(session):
+        for attempt in (
+            lambda: session.update(m=1),
+            lambda: session.incr("n"),
+            session.renew,
+            session.revoke,
+            session.regenerate,
+            lambda: session.bind("ann"),
+            session.clear,
+            lambda: session.touch(max_age=60),
+        ):
+            with pytest.raises(StoreUnavailable):
+                attempt()
+        return dict(session)
+
+    assert s.visit(write) == {"n": 1}
+    assert (s.answer.code, s.answer.cookies, s.browser.jar.header()) == (200, [], cookie)
+    s.visit(lambda session: session.update(m=1))
+    assert (s.answer.code, s.answer.cookies) == (503, [])
+    store.up()
+    assert s.visit(lambda session: (session.update(m=1), dict(session))[1]) == {"n": 1, "m": 1}
+
+
+def test_stale_has_an_end_and_never_serves_what_was_revoked_here_or_expired(store, clock):
+    s = stale_site(store)
+    store.down()
+    clock.advance(66)
+    s.visit(dict)
+    assert (s.answer.code, s.answer.cookies) == (503, [])
+    store.up()
+    other = stale_site(store)
+    kept = other.browser.jar.header()
+    other.visit(lambda session: session.revoke())
+    store.down()
+    other.visit(dict, HTTP_COOKIE=kept)
+    assert (other.answer.code, other.answer.cookies) == (503, [])
+
+
+def test_a_stale_chain_is_stale_as_a_whole(store, clock):
+    visitor = node_on(store, with_outage("stale", stale_for=60))
+    s = Site(visitor, visitor.spawn("user"))
+    begun(s)
+    s.visit(lambda v, u: dict(u))
+    store.down()
+    clock.advance(10)
+    assert s.visit(lambda v, u: (dict(v), dict(u))) == ({"n": 1}, {"n": 1})
+    assert (s.answer.code, s.answer.cookies) == (200, [])
+
+
+# -- settings ----------------------------------------------------------------------------------------------
+
+
+def test_contradictions_are_config_errors(store):
+    cache = LocalCache(clock=store.clock)
+    plain = [with_clock(store.clock), with_store(store)]
+    for options in (
+        [with_clock(store.clock), with_cache(cache)],
+        [*plain, with_cache(LocalCache())],
+        [*plain, with_outage("stale", stale_for=5)],
+    ):
+        with pytest.raises(ConfigError):
+            Handler("visitor", SECRET, *options)
+    for call in (
+        lambda: with_cache(LocalCache),
+        lambda: with_cache({}),
+        lambda: with_outage("stale"),
+        lambda: with_outage("raise", stale_for=5),
+        lambda: with_outage("stale", stale_for=-1),
+        lambda: LocalCache(0),
+        lambda: LocalCache(max_bytes=0),
+        lambda: LocalCache(max_staleness=-1),
+        lambda: LocalCache(policy={"a": 1}),
+        lambda: LocalCache(policy=5),
+    ):
+        with pytest.raises(ConfigError):
+            call()
+
+
+def test_children_inherit_a_cache_where_it_fits(store):
+    visitor = node_on(store)
+    cache = visitor.config.cache
+    assert visitor.spawn("a").config.cache is cache
+    assert visitor.spawn("a").spawn("b").config.cache is cache
+    assert visitor.spawn("a", with_store(None)).config.cache is None
+    assert visitor.spawn("a", server_only).config.cache is None
+    assert visitor.spawn("a", with_cache(None)).config.cache is None
+    assert visitor.configure(with_cache(None)).config.cache is None
+    own = LocalCache(clock=store.clock)
+    assert visitor.spawn("a", server_only, with_cache(own)).config.cache is own
+    with pytest.raises(ConfigError):
+        visitor.spawn("a", with_store(None), with_cache(own))
+    assert chain(visitor, visitor.spawn("a"))
+
+
+def test_a_server_only_session_may_have_a_cache_of_its_own(store):
+    jobs = node_on(store, server_only, name="jobs")
+    jobs.generate_by_id("7").update(n=1)
+    session = jobs.load_by_id("7")
+    session["n"] = 1
+    session.commit()
+    jobs.load_by_id("7")
+    assert trips(store, lambda: dict(jobs.load_by_id("7"))) == []
+    session = jobs.load_by_id("7")
+    session["n"] = 2
+    session.commit()
+    assert jobs.load_by_id("7")["n"] == 2
+
+
+# -- four verbs --------------------------------------------------------------------------------------------
+
+
+def test_a_cache_keeps_keys_for_a_while_too(clock):
+    cache = LocalCache(max_staleness=60, clock=clock)
+    keys = PerKey(cache)
+    assert keys.get("ann", "a") is None
+    keys.put("ann", "a", b"1", 10)
+    keys.put("ann", "b", b"\xff")
+    assert (keys.get("ann", "a"), keys.get("ann", "b"), keys.get("bob", "a")) == (b"1", b"\xff", None)
+    assert (keys.time_to_expiry("ann", "a"), keys.time_to_expiry("ann", "b")) == (10.0, None)
+    clock.advance(10)
+    assert (keys.get("ann", "a"), keys.get("ann", "b")) == (None, b"\xff")
+    keys.delete("ann", "b")
+    keys.delete("ann", "never there")
+    assert keys.get("ann", "b") is None
+    with pytest.raises(KeyNotFound):
+        keys.time_to_expiry("ann", "b")
+    keys.put("ann", "c", b"3")
+    cache.clear_after(5)
+    clock.advance(4.999)
+    assert keys.get("ann", "c") == b"3"
+    clock.advance(0.001)
+    assert keys.get("ann", "c") is None
