@@ -14,12 +14,29 @@ class Kept:
 
     __slots__ = ("handle", "raw", "until", "version")
 
+    handle: str
+    raw: bytes
+    until: float
+    version: int
+
     def __init__(self, record: Record, until: float) -> None:
         """Pack the record."""
-        self.handle = record.handle
-        self.raw = pack(record)
-        self.until = until
-        self.version = record.version
+        self._set("handle", record.handle)
+        self._set("raw", pack(record))
+        self._set("until", until)
+        self._set("version", record.version)
+
+    def end(self, until: float) -> None:
+        """Be served no longer than until then."""
+        self._set("until", min(self.until, until))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Raise AttributeError: others get the same entry."""
+        raise AttributeError(
+            f"What a cache keeps cannot be changed: {name} of a record is set by apply(), in its store."
+        )
+
+    _set = object.__setattr__
 
     def record(self) -> Record:
         """Return the record; raise ValueError for garbage, which memory of our own never is."""

@@ -107,6 +107,19 @@ class LocalCache:
             self._absent.pop(handle, None)
             return self._table.put(handle, kept)
 
+    def get_aged(self, handle: str, min_version: int = 0) -> tuple[Kept, float, float] | None:
+        """Return what ``get`` does, how many seconds ago its lease was taken, and how many more it will be served."""
+        kept = self.get(handle, min_version)
+        if kept is None:
+            return None
+        left = kept.until - self._seconds()
+        return (kept, self.max_staleness - left, left) if left > 0 else None
+
+    def put_aged(self, handle: str, record: Record, lease: Lease, age: float) -> bool:
+        """Do what ``put`` does, with a record that was so many seconds old when the lease was taken."""
+        leased, drops, epoch = lease
+        return self.put(handle, record, (leased - age, drops, epoch))
+
     def drop(self, handle: str) -> None:
         """Forget the record, and cancel every lease on the handle."""
         with self._lock:
@@ -117,9 +130,12 @@ class LocalCache:
     def clear(self) -> None:
         """Forget all, and cancel every lease."""
         with self._lock:
-            self._epoch += 1
-            self._absent.clear()
-            self._table.clear()
+            self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._epoch += 1
+        self._absent.clear()
+        self._table.clear()
 
     def clear_after(self, seconds: Duration) -> None:
         """Have what is cached now be gone that many seconds from now."""
@@ -127,7 +143,7 @@ class LocalCache:
         with self._lock:
             self._cleared_at = until
             for kept in self._table.all():
-                kept.until = min(kept.until, until)
+                kept.end(until)
             for handle, before in self._absent.items():
                 self._absent[handle] = min(before, until)
 
@@ -140,8 +156,9 @@ class LocalCache:
 
     def close(self) -> None:
         """Forget all and keep nothing more."""
-        self.clear()
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._forget_all()
 
     def _packed(self, record: Record, until: float) -> Kept | None:
         try:

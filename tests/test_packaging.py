@@ -27,7 +27,8 @@ FRONT_DOOR = set(
         NotImplementedByStore ParentInvalid RecordTooLarge RejectedError Session SessionError SessionGone
         StoreCorrupt StoreError StoreUnavailable TooLarge UsageError chain with_absolute_timeout with_clock
         with_cookie with_eager with_encryption with_events with_header with_id_generator with_idle_timeout
-        with_cache with_logger with_max_age with_max_sessions with_serializer SessionInfo with_store with_outage with_revocations
+        with_cache with_logger with_max_age with_max_sessions with_serializer SessionInfo with_store with_outage
+        with_revocations
         server_only fixed_id
         """,
     )
