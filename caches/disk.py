@@ -468,8 +468,11 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, _ForeignError | TypeError | ValueError) or _code(error) in _DAMAGE
 
 
-def _code(error: Exception) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+def _code(error: BaseException) -> int:
+    """Return what SQLite says; if it is that nothing can be rolled back any more, what it said before."""
+    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    before = error.__context__
+    return _code(before) if code == sqlite3.SQLITE_ERROR and isinstance(before, sqlite3.Error) else code
 
 
 def _digest(schema: list[Any], settings: list[Any]) -> bytes:
@@ -923,6 +926,7 @@ class DiskCache:
         folder = self._folder / place.name
         folder.mkdir(0o700)
         try:
+            folder.chmod(0o700)
             _make(folder / FILES[0], b"")
             rows = self._rows_of(folder / FILES[0])
             rows.use(self._mark, place)
@@ -949,7 +953,8 @@ class DiskCache:
             if LEFT_OVER.fullmatch(path.name):
                 _remove(path)
             elif TEMPORARY.fullmatch(path.name):
-                path.unlink()
+                with suppress(OSError):
+                    path.unlink()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -957,6 +962,7 @@ class DiskCache:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self._folder / "lock", flags, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)
             until = self._waited() + BEGINNING
             while not _is_taken(descriptor):
                 if self._waited() >= until:

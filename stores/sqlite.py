@@ -8,6 +8,7 @@ not the same. Whatever a power cut takes of the last moments, it never takes a r
 alone wait for the disk. How other processes hear of changes is told in ``sqlite_watch``.
 """
 
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
@@ -18,7 +19,7 @@ from ..records import Changes, Page, Record, Version, changed, changed_packed, c
 from .announcing import Announcing, OnChange, Stop
 from .protocol import PAGE, SWEEP_MARGIN_MS
 from .sqlite_file import Engine, SqliteFile, every_row
-from .sqlite_watch import Feed, renewed
+from .sqlite_watch import Feed, renewed, tidied
 
 __all__ = ["SqliteStore"]
 
@@ -237,6 +238,14 @@ class SqliteStore(SqliteFile, Announcing):
         if self._feed is not None:
             self._feed.end()
         self._listeners.clear()
+
+    def _prepare(self, engine: Engine) -> None:
+        super()._prepare(engine)
+        try:
+            tidied(engine)
+        except sqlite3.Error:  # somebody else writes, or nobody may: there will be another time
+            if engine.connection.in_transaction:
+                engine.connection.rollback()
 
     def _leave_to_parent(self) -> None:
         super()._leave_to_parent()

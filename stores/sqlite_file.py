@@ -136,17 +136,10 @@ class SqliteFile:
 
     def _open(self) -> Engine:
         self._check_open()
-        connection = None
         try:
-            connection = connected(self._uri, self._timeout)
-            # No mmap_size: it saves a tenth of a read, and a file that shrinks kills the process then.
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA journal_size_limit=16777216")
+            return connected(self._uri, self._timeout)
         except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
             raise self._ours(error) from error
-        return Engine(connection)
 
     def _settle(self, engine: Engine, error: BaseException) -> None:
         """Roll back. A connection that was torn out of its work, or cannot roll back, is not used again."""
@@ -236,11 +229,19 @@ _ORDINARY: Final = (sqlite3.Error, SessionError, ValueError, TypeError)
 """What a verb raises when every statement of it has ended."""
 
 
-def connected(uri: str, timeout: float) -> sqlite3.Connection:
-    """Return a new connection, which any thread may use."""
-    return sqlite3.connect(
+def connected(uri: str, timeout: float) -> Engine:
+    """Return a new connection, which any thread may use; raise what sqlite3 raises."""
+    connection = sqlite3.connect(
         uri, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=128, uri=True
     )
+    try:
+        # No mmap_size: it saves a tenth of a read, and a file that shrinks kills the process then.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA journal_size_limit=16777216")
+        return Engine(connection)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def every_row(engine: Engine, sql: str, arguments: Sequence[Any]) -> list[Any]:

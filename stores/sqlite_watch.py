@@ -9,7 +9,8 @@ read last says, by being there, that nothing was lost.
 that is always written makes every write dearer for those who do not watch. So the triggers look at a lease first, and
 it counts changes, not seconds: no more are written down than somebody promised to read. A watcher that was killed
 leaves nothing to clean up, no clock is asked, and whoever comes too late finds a gap and is told so. Such a write takes
-about a third longer, for a second page goes to the log with it; one that finds no lease takes as long as ever.
+about a third longer, for a second page goes to the log with it; one that finds no lease takes a tenth longer, and when
+the file is opened next the triggers go.
 
 To read every few milliseconds costs some hundredths of a core for nothing, since each waking of a thread finds cold
 caches. So the thread sleeps until the log of the file is written to, where the system rings a bell for that (Linux),
@@ -29,7 +30,7 @@ from weakref import WeakSet, ref
 from .announcing import Announcing, OnChange, Stop
 from .sqlite_file import Engine, SqliteFile, connected
 
-__all__ = ["LEASE", "LONG", "LONGEST", "SHORT", "Bell", "Feed", "Place", "renewed"]
+__all__ = ["LEASE", "LONG", "LONGEST", "SHORT", "Bell", "Feed", "Place", "renewed", "tidied"]
 
 FIRST: Final = 0.001
 """How many seconds after the bell the table is read. A writer rings before the disk has what it wrote, and only then
@@ -56,6 +57,7 @@ LEASE: Final = 4096
 MOST: Final = 1000
 """How many changes are read at once."""
 
+_EVENTS: Final = (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old"))
 _IS_LEASED: Final = "(SELECT until FROM changes_lease) > (SELECT max(seq) FROM changes)"
 _OBJECTS: Final = (
     "CREATE TABLE IF NOT EXISTS changes (seq INTEGER PRIMARY KEY, handle TEXT)",
@@ -63,7 +65,7 @@ _OBJECTS: Final = (
     *(
         f"""CREATE TRIGGER IF NOT EXISTS changes_{event.lower()} AFTER {event} ON sessions WHEN {_IS_LEASED}
             BEGIN INSERT INTO changes (handle) VALUES ({row}.handle); END"""  # noqa: S608 - our own names
-        for event, row in (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old"))
+        for event, row in _EVENTS
     ),
 )
 """What lies in a file that was ever watched. It is no step of the schema, so that releases without it use the file too.
@@ -106,6 +108,20 @@ def renewed(engine: Engine) -> Place:
         execute(_TRIM, (seq - LEASE,))
     execute("COMMIT")
     return Place(seq, until)
+
+
+def tidied(engine: Engine) -> None:
+    """Take away the triggers if there is no lease; whoever comes back to his finds a row that says so."""
+    execute = engine.cursor.execute
+    if not execute("SELECT 1 FROM sqlite_master WHERE name = 'changes_insert'").fetchall():
+        return
+    execute("BEGIN IMMEDIATE")
+    [(seq, until)] = execute(_PLACE).fetchall()
+    if seq >= until:
+        for event, _ in _EVENTS:
+            execute(f"DROP TRIGGER IF EXISTS changes_{event.lower()}")
+        execute(_TRIM, (seq - 1,))
+    execute("COMMIT")
 
 
 class Bell:
@@ -231,13 +247,14 @@ class Feed(Announcing):
     def _run(self) -> None:
         bell, pause, looks, failures = self._bell, FIRST, 0, 0
         while self._is_wanted():
-            if bell.rest(pause):
-                pause, looks = FIRST, 0
             try:
+                if bell.rest(pause):
+                    pause, looks = FIRST, 0
                 news = self._read(bell)
                 self.announce_all(news)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the feed must not end in silence
                 failures += 1
+                bell.close()
                 self._lose(error, failures)
             else:
                 failures, looks = 0, 0 if news else looks + 1
@@ -264,8 +281,7 @@ class Feed(Announcing):
             if place is None or not rows or rows[0][0] != place.seq:
                 self._place = renewed(engine)
                 return [None]
-            if len(rows) > 1:
-                self._place = _kept(engine, Place(rows[-1][0], place.until))
+            self._place = _kept(engine, Place(rows[-1][0], place.until))
             return list(dict.fromkeys(handle for _, handle in rows[1:]))
 
     def _lose(self, error: BaseException, failures: int) -> None:
@@ -277,7 +293,7 @@ class Feed(Announcing):
             _log("What is changed in %r is not heard of for now: %s", self._path, error)
             with suppress(BaseException):
                 self.announce(None)
-        Event().wait(min(SHORT * 2**failures, LONGEST))
+        Event().wait(min(SHORT * 2 ** min(failures, 10), LONGEST))
 
     def _connected(self, bell: Bell) -> Engine:
         """Return a connection to the file that is at the path now; another one than before begins anew."""
@@ -288,7 +304,7 @@ class Feed(Announcing):
             self._place = self._place if self._identity is None else None
             self._identity = identity
         if self._engine is None:
-            self._engine = Engine(connected(self._uri, PATIENCE))
+            self._engine = connected(self._uri, PATIENCE)
             self._engine.cursor.execute("PRAGMA schema_version").fetchall()  # the log is there from now on
             bell.hang(os.path.realpath(self._path) + "-wal")  # where SQLite has it, though the path be a link
         return self._engine

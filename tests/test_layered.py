@@ -867,28 +867,46 @@ def test_of_many_changes_each_is_dropped_and_none_is_waited_for_twice(world, her
     check_it_ends(world, here, there, lambda layer: all(is_dead(record.handle)(layer) for record in records))
 
 
-def test_a_change_within_a_relabelling_is_not_missed_here_though_nobody_announces_it():
+@pytest.fixture
+def silent():
+    """Two processes whose primary announces nothing."""
     world = World(announces=False)
-    here, there = world.process(), world.process()
-    early = known_to_the_front(here, there)
+    return world, world.process(), world.process()
+
+
+def labelled_meanwhile(here, there, verb):
+    """Return a session that gets the label of bob's when his are listed already."""
     late = new(here)
-    here.primary.inner.delay(1, lambda: there.apply(late.handle, PROOF, BOBS), verb="revoke_where")
+    changes = Changes(labels={"subject": "bob"})
+    here.primary.inner.delay(1, lambda: there.apply(late.handle, PROOF, changes), verb=verb)
     for layer in (here, there):
         layer.load(late.handle)
+    return late
+
+
+def test_what_is_labelled_while_all_of_the_label_are_revoked_is_gone_here_though_nobody_announces_it(silent):
+    world, here, there = silent
+    early, late = known_to_the_front(here, there), labelled_meanwhile(here, there, "revoke_where")
     assert here.revoke_where("subject", "bob") == 2
     for record in (early, late):
         check_it_ends(world, here, there, is_dead(record.handle))
 
 
-BOBS = Changes(labels={"subject": "bob"})
+def test_what_is_labelled_while_all_of_the_label_are_relabelled_is_read_anew_though_nobody_announces_it(silent):
+    _, here, there = silent
+    early, late = known_to_the_front(here, there), labelled_meanwhile(here, there, "relabel")
+    assert here.relabel("subject", "bob", "eve") == 2
+    for layer in (here, there):
+        assert [layer.load(record.handle).label for record in (early, late)] == [{"subject": "eve"}] * 2
 
 
-def test_all_pages_of_what_nobody_announces_are_dropped():
-    world = World(announces=False)
-    here, there = world.process(), world.process()
+def test_all_pages_of_what_nobody_announces_are_dropped(silent):
+    _, here, there = silent
     records = [known_to_the_front(here, there) for _ in range(250)]
     assert here.relabel("subject", "bob", "eve") == 250
     assert all(there.load(record.handle).label == {"subject": "eve"} for record in records)
+    assert here.revoke_where("subject", "eve") == 250
+    assert all(there.load(record.handle) is None for record in records)
 
 
 @pytest.mark.parametrize("announces", [True, False])
@@ -1084,6 +1102,7 @@ def test_what_is_outdated_goes_with_a_sweep(world, here):
     assert here.load(stays.handle) == stays
     assert here.sweep(100) == 0, "These were no records of the primary."
     assert len(world.front) == 1
+    assert trips(here, here.sweep) == ["front.sweep", "primary.sweep"]
 
 
 def test_a_front_that_says_it_is_never_swept_ends_no_sweep(here, monkeypatch):
@@ -1183,11 +1202,12 @@ def test_ca_6_signed_copies_are_served_and_others_are_not(world, here, signing):
 
 
 def test_ca_6_a_copy_that_was_changed_swapped_cut_or_put_back_is_a_miss(world, signing):
-    mine, other = known_to_the_front(signing), known_to_the_front(signing)
+    mine, other = (known_to_the_front(signing, fields=fields(text=js("bob" * 2000))) for _ in range(2))
     good, strange = row(world, mine), row(world, other)
     raw = layered_front.a2b_base64(good["record"])
     tampered = [
         {"record": encoded(raw.replace(b"bob", b"eve"))},
+        {"record": encoded(raw[:-20] + raw[-20:].replace(b"bob", b"eve"))},
         {"record": encoded(raw[:-1])},
         {"record": ""},
         {"leased": good["leased"] + 1},
@@ -1230,10 +1250,15 @@ def test_who_listens_hears_of_each_change_and_reads_what_came_of_it(here):
     heard = []
     here.listen(lambda handle: heard.append((handle, seen(here.load(handle)))))
     record = new(here, labels={"subject": "bob"})
-    write(here, record, a=1)
-    here.relabel("subject", "bob", "eve")
-    here.revoke_where("subject", "eve")
-    here.revoke(record.handle)
+    for change in (
+        lambda: write(here, record, a=1),
+        lambda: here.relabel("subject", "bob", "eve"),
+        lambda: here.revoke_where("subject", "eve"),
+        lambda: here.revoke(record.handle),
+    ):
+        here.load(record.handle)
+        assert trips(here, lambda: here.load(record.handle)) == ["front.load"]
+        change()
     states = [(record.version, PROOF), (2, PROOF), (3, PROOF), None, None]
     assert heard == [(record.handle, state) for state in states]
 

@@ -810,6 +810,65 @@ def test_a_watcher_that_is_gone_costs_no_more_than_its_lease(sqlite, path, elsew
     assert sql(path, "SELECT max(seq) FROM changes") == [(last,)]
 
 
+def test_a_lease_that_ended_unnoticed_is_noticed(sqlite, path, elsewhere, heard):
+    """It could not be renewed when its last change was read, for somebody else was writing."""
+    stop = sqlite.watch(heard.on_change)
+    with sqlite._feed._lock:
+        sql(path, "UPDATE changes_lease SET until = (SELECT max(seq) FROM changes)")
+        [(seq,)] = sql(path, "SELECT max(seq) FROM changes")
+        sqlite._feed._place = sqlite_watch.Place(seq, seq)
+        new(elsewhere)
+        assert sql(path, "SELECT max(seq) FROM changes") == [(seq,)], "Nobody wrote that down."
+    assert heard.has("nothing but None")
+    heard.forget()
+    assert heard.has(new(elsewhere).handle)
+    stop()
+
+
+def triggers(path):
+    return sorted(name for (name,) in sql(path, "SELECT name FROM sqlite_master WHERE type = 'trigger'"))
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_triggers_go_when_a_file_is_opened_that_nobody_watches(sqlite, path, clock, elsewhere, heard):
+    def reopen():
+        SqliteStore(path, clock=clock, timeout=0).close()
+        return triggers(path)
+
+    watch_and_end(sqlite, heard)
+    laid = ["changes_delete", "changes_insert", "changes_update", "sessions_gone"]
+    assert reopen() == laid, "Somebody may have promised to read."
+    for _ in range(50):
+        new(elsewhere)
+    with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+        stranger.execute("BEGIN IMMEDIATE")
+        assert reopen() == laid, "That somebody else writes keeps nobody from opening the file."
+    assert reopen() == ["sessions_gone"]
+    assert sql(path, "SELECT count(*) FROM changes") == [(1,)]
+    assert elsewhere.revoke(new(elsewhere).handle)
+    stop = sqlite.watch(heard.on_change)
+    handle = new(elsewhere).handle
+    assert heard.has(handle)
+    assert heard.forget() == [handle]
+    assert reopen() == laid
+    stop()
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_watcher_whose_triggers_went_while_it_stood_still_is_told_of_a_loss(sqlite, path, clock, elsewhere, heard):
+    stop = sqlite.watch(heard.on_change)
+    with sqlite._feed._lock:
+        for _ in range(50):
+            new(elsewhere)
+        SqliteStore(path, clock=clock).close()
+        assert triggers(path) == ["sessions_gone"]
+        new(elsewhere)
+    assert heard.has("nothing but None")
+    heard.forget()
+    assert heard.has(new(elsewhere).handle)
+    stop()
+
+
 @pytest.mark.usefixtures("brief")
 def test_changes_that_were_not_written_down_are_a_loss_to_everybody(sqlite, path, clock, elsewhere):
     first, second = Heard(), Heard()
@@ -879,6 +938,34 @@ def test_a_file_that_is_gone_is_a_loss_and_one_that_comes_is_followed(sqlite, pa
         assert heard.has(handle)
         stop()
     assert away.exists()
+
+
+def test_an_outage_may_be_of_any_length(sqlite, heard, monkeypatch):
+    monkeypatch.setattr(sqlite_watch, "LONGEST", 0.001)
+    stop = sqlite.watch(heard.on_change)
+    sqlite._feed._lose(OSError("for weeks"), 1_000_000)
+    assert heard.has("nothing but None"), "It begins anew, for this was no reading of the thread's own."
+    stop()
+
+
+def test_a_bell_that_breaks_is_a_loss_and_hung_again(sqlite, elsewhere, heard, monkeypatch):
+    broken = threading.Event()
+
+    def rest(bell, seconds):
+        if not broken.is_set():
+            broken.set()
+            raise OSError("broken")
+        return real(bell, seconds)
+
+    stop = sqlite.watch(heard.on_change)
+    assert heard.has(new(elsewhere).handle)
+    heard.forget()
+    real = sqlite_watch.Bell.rest
+    monkeypatch.setattr(sqlite_watch.Bell, "rest", rest)
+    assert broken.wait(10)
+    assert heard.has("nothing but None")
+    assert heard.has(new(elsewhere).handle)
+    stop()
 
 
 def put_in_place(file, path):
