@@ -1,4 +1,7 @@
-"""The command line: ``keygen`` prints a secret, ``demo`` serves a demonstration, ``sweep`` tidies a store."""
+"""The command line.
+
+``keygen`` prints a secret, ``demo`` serves a demonstration, ``sweep`` tidies a store, ``bench`` measures one.
+"""
 
 import argparse
 import secrets
@@ -9,6 +12,7 @@ from typing import Final
 
 from ..clock import milliseconds
 from ..errors import SessionError
+from .bench_options import DESCRIPTION, add_arguments
 
 __all__ = ["main"]
 
@@ -65,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--limit", type=_count, default=1000, metavar="N", help="records in a batch (default: 1000)")
     sweep.set_defaults(run=_sweep)
+
+    bench = commands.add_parser("bench", help=DESCRIPTION, description=DESCRIPTION[0].upper() + DESCRIPTION[1:] + ".")
+    add_arguments(bench)
+    bench.set_defaults(run=_bench, parser=bench)
     return parser
 
 
@@ -83,6 +91,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from .sweep import sweep  # noqa: PLC0415 - as above
 
     return sweep(arguments.store, once=arguments.once, interval=arguments.interval, limit=arguments.limit)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench import bench  # noqa: PLC0415 - as above
+
+    return bench(arguments, _version())
 
 
 def _version() -> str:
