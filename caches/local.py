@@ -168,6 +168,7 @@ class LocalCache:
             return None
 
     def _keep_absent(self, handle: str, until: float) -> bool:
+        self._table.pop(handle)
         if len(self._absent) >= MOST_ABSENT:
             self._absent.clear()
         self._absent[handle] = until

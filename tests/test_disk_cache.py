@@ -402,6 +402,20 @@ def test_ca_6_values_that_were_swapped_are_misses(cache):
     assert [served(cache, record.handle) for record in records] == records
 
 
+def test_ca_6_a_record_is_no_absence_and_an_absence_no_record(cache):
+    record = filled(cache)
+    [(value,)] = changed(cache, "SELECT value FROM Cache")
+    place = disk._absent_key(record.handle)
+    changed(cache, "INSERT INTO Cache (key, raw, mode, value) VALUES (?, 1, 1, ?)", place, value)
+    assert not cache.is_absent(record.handle)
+    assert cache.put(record.handle, None, cache.lease(record.handle))
+    [(value,)] = changed(cache, "SELECT value FROM Cache")
+    row = cache._seals[0].key(record.handle)
+    changed(cache, "INSERT INTO Cache (key, raw, mode, value) VALUES (?, 1, 1, ?)", row, value)
+    assert cache.get(record.handle) is None
+    assert cache.stats().errors == 1
+
+
 def test_ca_6_a_value_of_another_database_is_a_miss(cache):
     record = filled(cache)
     [(key, value)] = changed(cache, "SELECT key, value FROM Cache")
@@ -467,6 +481,23 @@ def test_a_setting_that_was_added_does_nothing(cache, opened, setting):
     assert (cache._folder / "damaged" / "cache.db").exists()
     assert not old.exists()
     with closing(sqlite3.connect(cache._folder / "damaged" / "cache.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=repr)
+def test_a_setting_that_is_added_between_the_check_and_the_opening_does_nothing_either(cache, setting):
+    path = file_of(cache)
+    cache.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT OR REPLACE INTO Settings VALUES (?, ?)", setting)
+    with suppress(TypeError, AttributeError):  # a name that is no text
+        rows = disk._Rows(path, 1 << 20, 0.01)
+        rows.use(lambda rows: rows.set(b"key", b"value"))
+        assert rows.use(lambda rows: rows.get(b"key")) == b"value"
+        assert rows.use(lambda rows: rows.execute("PRAGMA writable_schema")) == [(0,)]
+        assert (rows.eviction_policy, rows.statistics, rows.tag_index) == ("least-recently-stored", 0, 0)
+        rows.shut()
+    with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
 
 

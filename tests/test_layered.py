@@ -875,12 +875,14 @@ def silent():
 
 
 def labelled_meanwhile(here, there, verb):
-    """Return a session that gets the label of bob's when his are listed already."""
+    """Return a session that gets the label of bob's when his are listed already, and is then read."""
     late = new(here)
-    changes = Changes(labels={"subject": "bob"})
-    here.primary.inner.delay(1, lambda: there.apply(late.handle, PROOF, changes), verb=verb)
-    for layer in (here, there):
-        layer.load(late.handle)
+
+    def label_it():
+        there.apply(late.handle, PROOF, Changes(labels={"subject": "bob"}))
+        assert there.load(late.handle).label == {"subject": "bob"}
+
+    here.primary.inner.delay(1, label_it, verb=verb)
     return late
 
 
