@@ -197,7 +197,7 @@ class Feed(Announcing):
         """Announce what is changed behind this place or later."""
         with self._lock:
             if self._thread is None:
-                self._place = place
+                self._place, self._identity = place, _identity_of(self._path)
                 self._start()
             return self.listen(on_change)
 
@@ -297,12 +297,10 @@ class Feed(Announcing):
 
     def _connected(self, bell: Bell) -> Engine:
         """Return a connection to the file that is at the path now; another one than before begins anew."""
-        found = os.stat(self._path)  # noqa: PTH116 - one system call and no more
-        identity = found.st_dev, found.st_ino
+        identity = _identity_of(self._path)
         if identity != self._identity:
             self._disconnect()
-            self._place = self._place if self._identity is None else None
-            self._identity = identity
+            self._place, self._identity = None, identity
         if self._engine is None:
             self._engine = connected(self._uri, PATIENCE)
             self._engine.cursor.execute("PRAGMA schema_version").fetchall()  # the log is there from now on
@@ -314,6 +312,15 @@ class Feed(Announcing):
         if engine is not None:
             with suppress(sqlite3.Error):
                 engine.connection.close()
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    """Tell one file from another that takes its place; None while there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - one system call and no more
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _kept(engine: Engine, place: Place) -> Place:

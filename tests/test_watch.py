@@ -987,15 +987,33 @@ def put_in_place(file, path):
     file.replace(path)
 
 
+@pytest.mark.parametrize("when", ["before the first reading", "later"])
 @pytest.mark.parametrize("with_what", ["a new file", "a backup"])
-def test_a_file_that_is_replaced_in_one_step_is_noticed(sqlite, path, heard, with_what):
+def test_a_file_that_is_replaced_in_one_step_is_noticed(sqlite, path, heard, monkeypatch, with_what, when):
     other = path.with_name("other.db")
+    replaced, read = threading.Event(), threading.Event()
+    if when == "later":
+        replaced.set()
+
+    class Late(sqlite_watch.Bell):
+        def rest(self, seconds):
+            replaced.wait(10)
+            return super().rest(seconds)
+
+        def hang(self, path):
+            super().hang(path)
+            read.set()
+
+    monkeypatch.setattr(sqlite_watch, "Bell", Late)
     stop = sqlite.watch(heard.on_change)
+    if when == "later":
+        assert read.wait(10)
     if with_what == "a backup":  # which has the very row that was read last
         sql(path, f"VACUUM INTO '{other}'")
     else:
         SqliteStore(other).close()
     put_in_place(other, path)
+    replaced.set()
     assert heard.has("nothing but None")
     stop()
 
