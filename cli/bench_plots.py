@@ -87,7 +87,7 @@ def lag(found: dict[str, Any], width: float) -> Panel:
     rows = [_lag(each) for each in found["revocation"]]
     legend = (("hears of changes", "one"), ("does not", "two"), ("max_staleness", "lost"))
     title = f"From revoke to refusal elsewhere, {_revokes(found)} revokes each"
-    return ridges(title, rows, width, legend, Axis(("median ms", "p99 ms", "last served"), MILLI, LEAST_LAG_MS))
+    return ridges(title, rows, width, legend, Axis(("median ms", "p99 ms", "served ms"), MILLI, LEAST_LAG_MS))
 
 
 def _revokes(found: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ LEGEND: Final = 16.0
 AXIS: Final = 22.0
 LETTER: Final = 6.7
 GAP: Final = 10.0
-COLUMN: Final = 62.0
+COLUMN: Final = 68.0
 MICRO, MILLI, SECOND = 1.0, 1e3, 1e6
 
 

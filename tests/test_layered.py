@@ -200,20 +200,30 @@ class TestSqliteBehindSqlite(Layers):
     kinds = (SqliteStore, SqliteStore)
 
 
-class TestBehindAFrontThatIsAlwaysDown(Layers):
-    def opened(self, number, clock):
-        store = super().opened(number, clock)
-        if number:
-            store.down()
-        return store
+class Troubled(View):
+    """A front that loses one call, one answer and one time all it has, of every few calls."""
+
+    def _call(self, verb, *arguments):
+        number = 1 if verb == "close" else len(self.calls) + 1
+        if not number % 7:
+            for found in self.inner.scan(None, 1000).records:
+                self.inner.revoke(found.handle)
+        if not number % 3:
+            self.fail()
+        elif not number % 5:
+            self.fail_after()
+        return super()._call(verb, *arguments)
 
 
-class TestBehindAFrontThatKeepsNothing(Layers):
+class TestBehindAFrontInTrouble(Layers):
+    """In one process, for another one may see a change later then."""
+
     def opened(self, number, clock):
         store = super().opened(number, clock)
-        if number:
-            store.create = lambda record: None
-        return store
+        return Troubled(store.inner) if number else store
+
+    def reopen(self, store):
+        return None
 
 
 # -- what it is for ----------------------------------------------------------------------------------------
@@ -598,9 +608,9 @@ def test_every_interleaving_of_a_read_and_a_change_keeps_the_promises(scheduler,
 THIRDS = [LOSE, Act("read", 0), Act("read", 1), Act("apply", 1), Act("revoke", 1)]
 
 
-@pytest.mark.parametrize("start", STARTS if SOAK > 1 else ["nothing", "copy"])
+@pytest.mark.parametrize("start", STARTS if SOAK > 1 else ["nothing"])
 @pytest.mark.parametrize("third", THIRDS, ids=lambda act: f"{act.name} {act.by}")
-@pytest.mark.parametrize(("by", "change"), list(product([0, 1], ["revoke", "apply", "renew"])))
+@pytest.mark.parametrize(("by", "change"), list(product([0, 1], CHANGES if SOAK > 1 else ["revoke", "apply"])))
 def test_a_read_a_change_and_a_third_keep_the_promises_with_few_preemptions(scheduler, start, by, change, third):
     acts = [Act("read", by), Act(change, 0), third]
     told(acts, scheduler.explore(scenario_of(acts, start, scheduler), MOST_PREEMPTIONS))
