@@ -18,6 +18,7 @@ import time
 import weakref
 from contextlib import closing, contextmanager
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 from support import SOAK
@@ -987,35 +988,41 @@ def put_in_place(file, path):
     file.replace(path)
 
 
-@pytest.mark.parametrize("when", ["before the first reading", "later"])
-@pytest.mark.parametrize("with_what", ["a new file", "a backup"])
-def test_a_file_that_is_replaced_in_one_step_is_noticed(sqlite, path, heard, monkeypatch, with_what, when):
-    other = path.with_name("other.db")
-    replaced, read = threading.Event(), threading.Event()
-    if when == "later":
-        replaced.set()
+@pytest.fixture
+def first_look(monkeypatch):
+    """Two events: ``begin`` lets the feed look at its file, and ``done`` says that it did so once."""
+    look = SimpleNamespace(begin=threading.Event(), done=threading.Event())
 
-    class Late(sqlite_watch.Bell):
+    class Watched(sqlite_watch.Bell):
         def rest(self, seconds):
-            replaced.wait(10)
+            look.begin.wait(10)
             return super().rest(seconds)
 
         def hang(self, path):
             super().hang(path)
-            read.set()
+            look.done.set()
 
-    monkeypatch.setattr(sqlite_watch, "Bell", Late)
+    monkeypatch.setattr(sqlite_watch, "Bell", Watched)
+    return look
+
+
+@pytest.mark.parametrize("when", ["before the first look", "later"])
+@pytest.mark.parametrize("with_what", ["a new file", "a backup"])
+def test_a_file_that_is_replaced_in_one_step_is_noticed(path, heard, first_look, with_what, when):
+    sqlite, other = SqliteStore(path), path.with_name("other.db")
     stop = sqlite.watch(heard.on_change)
     if when == "later":
-        assert read.wait(10)
+        first_look.begin.set()
+        assert first_look.done.wait(10)
     if with_what == "a backup":  # which has the very row that was read last
         sql(path, f"VACUUM INTO '{other}'")
     else:
         SqliteStore(other).close()
     put_in_place(other, path)
-    replaced.set()
+    first_look.begin.set()
     assert heard.has("nothing but None")
     stop()
+    sqlite.close()
 
 
 def test_a_file_of_somebody_else_is_left_as_it_is(sqlite, path, heard, caplog):
