@@ -257,7 +257,7 @@ class Table:
 
     def size(self) -> int:
         """Return how many bytes all entries have."""
-        return sum(len(kept.raw) for kept in self.all())
+        return sum(kept.size for kept in self.all())
 
     def __len__(self) -> int:
         """Return how many entries there are."""
@@ -285,7 +285,7 @@ class Generations(Table):
 
     def put(self, handle: str, kept: Kept) -> bool:
         """Keep an entry among the young."""
-        size, present = len(kept.raw), self.find(handle)
+        size, present = kept.size, self.find(handle)
         if size > self._most_bytes or (present is not None and present.version > kept.version):
             return False
         self.pop(handle)
@@ -304,7 +304,7 @@ class Generations(Table):
         """Forget an entry."""
         kept = self.young.pop(handle, None)
         if kept is not None:
-            self._young_bytes -= len(kept.raw)
+            self._young_bytes -= kept.size
         self.old.pop(handle, None)
 
     def all(self) -> list[Kept]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..stores.protocol import Store
     from .handler import Handler
 
-__all__ = ["Wanted", "attach", "fetched", "fetched_one", "forget", "stale"]
+__all__ = ["Wanted", "at_hand", "attach", "fetched", "fetched_one", "forget", "loaded_one", "stale"]
 
 _T = TypeVar("_T")
 
@@ -55,12 +55,20 @@ def fetched(store: "Store", wanted: "Iterable[Wanted]") -> "dict[str, Record | N
 
 
 def fetched_one(store: "Store", wanted: Wanted) -> "Record | None":
-    """Return one wanted record, or None, as ``fetched`` does: the short way of nearly every request."""
-    known, record, lease = _looked_up(wanted)
-    if not known:
-        record = _loaded(store, [wanted])[wanted.handle]
-        if lease is not None:
-            _fill(wanted, record, lease)
+    """Return one wanted record, or None, as ``fetched`` does."""
+    handler = wanted.handler
+    record = None if handler.cache is None else at_hand(handler, wanted.handle, wanted.version, handler.now())
+    return loaded_one(store, wanted) if record is None else record
+
+
+def loaded_one(store: "Store", wanted: Wanted) -> "Record | None":
+    """Return one record that is not at hand from the store, or None, and leave it with the cache."""
+    known, lease = _leased(wanted)
+    if known:
+        return None
+    record = _loaded(store, [wanted])[wanted.handle]
+    if lease is not None:
+        _fill(wanted, record, lease)
     return record
 
 
@@ -96,33 +104,41 @@ def _opened(kept: "Cached | None") -> "Record | None":
     return kept.record() if isinstance(kept, Kept) else kept
 
 
-def _at_hand(handler: "Handler", handle: str, version: int) -> "Record | None":
-    """Return the live record that the handler's cache has, if it has a cache and that has one."""
-    cache = handler.cache
-    if cache is None:
-        return None
+def at_hand(handler: "Handler", handle: str, version: int, now: int) -> "Record | None":
+    """Return the live record that the handler's cache has: the whole way of nearly every request."""
     try:
-        kept = cache.get(handle, version)
+        kept = handler.cache.get(handle, version)  # type: ignore[union-attr]
+        if kept is None:
+            return None
         record = kept.record() if isinstance(kept, Kept) else kept
     except Exception as error:  # noqa: BLE001 - whatever a cache fails at, the store is asked
         emit(handler, "cache", handle, type(error).__name__)
         return None
-    return record if record is not None and record.is_live(handler.now()) else None
+    return record if now < record.absolute and now < record.own and now < record.idle else None
 
 
 def _looked_up(wanted: Wanted) -> "tuple[bool, Record | None, Any]":
     """Return whether the cache knows, what it knows, and else a lease to fill it with what the store says."""
-    cache, handle = wanted.handler.cache, wanted.handle
-    if cache is None:
+    handler = wanted.handler
+    if handler.cache is None:
         return False, None, None
-    record = _at_hand(wanted.handler, handle, wanted.version)
+    record = at_hand(handler, wanted.handle, wanted.version, handler.now())
     if record is not None:
         return True, record, None
+    known, lease = _leased(wanted)
+    return known, None, lease
+
+
+def _leased(wanted: Wanted) -> tuple[bool, Any]:
+    """Return whether the cache knows that there is no such record, and else a lease to fill it."""
+    cache, handle = wanted.handler.cache, wanted.handle
+    if cache is None:
+        return False, None
     try:
-        return (True, None, None) if cache.is_absent(handle) else (False, None, cache.lease(handle))
+        return (True, None) if cache.is_absent(handle) else (False, cache.lease(handle))
     except Exception as error:  # noqa: BLE001 - as above
         emit(wanted.handler, "cache", handle, type(error).__name__)
-        return False, None, None
+        return False, None
 
 
 def _fill(wanted: Wanted, record: Record | None, lease: Any) -> None:

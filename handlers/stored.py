@@ -23,7 +23,7 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record
-from .caching import Wanted, fetched_one, stale
+from .caching import Wanted, at_hand, loaded_one, stale
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
 from .events import asked, emit
@@ -78,7 +78,7 @@ class StoredSession(LimitedSession):
         if batch is None and handler.cache is None and handler.config.outage == "raise":
             record = self._store.load(claim.handle)
         else:
-            record = self._fetch(claim)
+            record = self._fetch(claim, now)
         if record is None:
             raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
         if not compare_digest(record.proof, claim.proof):
@@ -91,11 +91,16 @@ class StoredSession(LimitedSession):
         self._claim = claim
         self._adopt(record, now)
 
-    def _fetch(self, claim: Claim) -> Record | None:
+    def _fetch(self, claim: Claim, now: int) -> Record | None:
         """Return the record through what stands in front of the store, or, if that is down, what a cache still has."""
-        wanted = Wanted(self.handler, claim.handle, claim.version)
+        handler = self.handler
+        if handler.cache is not None and self._batch is None:
+            record = at_hand(handler, claim.handle, claim.version, now)
+            if record is not None:
+                return record
+        wanted = Wanted(handler, claim.handle, claim.version)
         try:
-            return fetched_one(self._store, wanted) if self._batch is None else self._batch.record(wanted)
+            return loaded_one(self._store, wanted) if self._batch is None else self._batch.record(wanted)
         except StoreUnavailable as outage:
             record = stale(wanted)
             if record is None:
