@@ -12,7 +12,7 @@ from typing import Final
 
 from ..clock import milliseconds
 from ..errors import SessionError
-from .bench_options import DESCRIPTION, add_arguments
+from .bench.options import DESCRIPTION, add_arguments
 
 __all__ = ["main"]
 
@@ -94,7 +94,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from .bench import bench  # noqa: PLC0415 - as above
+    from .bench.command import bench  # noqa: PLC0415 - as above
 
     return bench(arguments, _version())
 

@@ -11,12 +11,13 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from sessiontree import Handler, NotImplementedByStore, with_store
-from sessiontree.cli import bench, bench_lag, bench_stack, main
-from sessiontree.cli.bench_crew import BenchError, There
-from sessiontree.cli.bench_figures import figure, histogram, percentile, with_error
-from sessiontree.cli.bench_load import zipf
-from sessiontree.cli.bench_options import POLICIES, Plan
-from sessiontree.cli.bench_stack import Setting
+from sessiontree.cli import main
+from sessiontree.cli.bench import command
+from sessiontree.cli.bench.crew import BenchError, There
+from sessiontree.cli.bench.figures import figure, histogram, percentile, with_error
+from sessiontree.cli.bench.load import zipf
+from sessiontree.cli.bench.options import POLICIES, Plan
+from sessiontree.cli.bench.stack import Setting
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
 
@@ -175,7 +176,7 @@ def test_a_bar_is_drawn_on_a_terminal_and_wiped_away(monkeypatch, capsys):
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(bench, "SHOWN_EVERY_S", 0.0)
+    monkeypatch.setattr(command, "SHOWN_EVERY_S", 0.0)
     assert run(*NO_REVOKES, "--cache", "none") == 0
     drawn = screen.getvalue().split("\r")
     assert "round 3 of 3" in screen.getvalue()
@@ -255,7 +256,7 @@ def test_a_store_without_a_feed_is_said_to_have_none(monkeypatch, tmp_path, caps
         def watch(self, on_change):
             raise NotImplementedByStore("no feed")
 
-    monkeypatch.setattr(bench_stack, "open_store", lambda url: Deaf())
+    monkeypatch.setattr("sessiontree.cli.bench.stack.open_store", lambda url: Deaf())
     results = found(tmp_path, *TINY, "--revokes", "2", "--watch", "--cache", "local")
     assert [each.get("unavailable") for each in results["revocation"]] == ["this store has no watch", None]
     assert "--watch had no effect" in capsys.readouterr().out
@@ -272,7 +273,7 @@ def test_lost_updates_are_counted_and_end_with_code_1(monkeypatch, capsys):
             self.writes += 1
             return super().apply(handle, proof, changes._replace(sets={}) if self.writes % 7 == 0 else changes)
 
-    monkeypatch.setattr(bench_stack, "open_store", lambda url: Losing())
+    monkeypatch.setattr("sessiontree.cli.bench.stack.open_store", lambda url: Losing())
     assert run(*NO_REVOKES, "--cache", "none") == 1
     assert "memory + none lost" in capsys.readouterr().err
 
@@ -286,7 +287,7 @@ def test_lost_increments_are_counted_too(monkeypatch, capsys):
                 self._put(before)
             return version
 
-    monkeypatch.setattr(bench_stack, "open_store", lambda url: Losing())
+    monkeypatch.setattr("sessiontree.cli.bench.stack.open_store", lambda url: Losing())
     assert run(*NO_REVOKES, "--cache", "none") == 1
     assert "lost" in capsys.readouterr().err
 
@@ -296,8 +297,8 @@ def test_a_session_that_is_served_after_its_revoke_ends_with_code_1(monkeypatch,
         def revoke(self, handle):
             return True
 
-    monkeypatch.setattr(bench_stack, "open_store", lambda url: Forgetful())
-    monkeypatch.setattr(bench_lag, "MARGIN", 0.01)
+    monkeypatch.setattr("sessiontree.cli.bench.stack.open_store", lambda url: Forgetful())
+    monkeypatch.setattr("sessiontree.cli.bench.lag.MARGIN", 0.01)
     assert run(*TINY, "--revokes", "2", "--cache", "local", "--max-staleness", "0.02") == 1
     printed = capsys.readouterr()
     assert "20 EXCEEDED" in printed.out
@@ -317,7 +318,7 @@ def test_ctrl_c_leaves_neither_sessions_nor_processes(monkeypatch, tmp_path, cap
             raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", Recorded)
-    monkeypatch.setattr(bench._Bar, "step", step)
+    monkeypatch.setattr(command._Bar, "step", step)
     path = tmp_path / "sessions.db"
     assert run("--store", f"sqlite:///{path}", "--processes", "2", "--cache", "none", *TINY) == 130
     assert "stopped" in capsys.readouterr().err

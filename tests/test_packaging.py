@@ -112,7 +112,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     here = {path.name for path in ROOT.glob("*.py")} | {"py.typed"}
-    for folder in ("handlers", "stores", "caches", "cli"):
+    for folder in ("handlers", "stores", "caches", "cli", "cli/bench"):
         here |= {
             f"{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".css", ".html"}
         }

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import orjson
 
-from ..errors import ConfigError
-from .bench_report import number, table
-from .bench_run import SCHEMA
+from ...errors import ConfigError
+from .report import number, table
+from .run import SCHEMA
 
 __all__ = ["compared", "read"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, NamedTuple
 
-from .bench_client import USE, Ask, ask, ask_asgi
-from .bench_stack import bare, read_two
+from .client import USE, Ask, ask, ask_asgi
+from .stack import bare, read_two
 
 __all__ = ["BUILDERS", "Peer"]
 

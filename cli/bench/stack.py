@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import cachetools
 
-from ..caches.local import LocalCache
-from ..caches.protocol import Cache
-from ..caches.tiered import TieredCache
-from ..errors import ConfigError, NotImplementedByStore, StoreError
-from ..handlers import Handler
-from ..handlers.info import SUBJECT
-from ..handlers.options import with_absolute_timeout, with_cache, with_store
-from ..records import Changes, Record, Version, pack, unpack
-from ..stores import Store, open_store
-from ..stores.announced import Announced
-from ..stores.memory import MemoryStore
-from .bench_client import USE, Answer, Use, ask, kept
-from .bench_options import POLICIES, SQLITE, Plan
+from ...caches.local import LocalCache
+from ...caches.protocol import Cache
+from ...caches.tiered import TieredCache
+from ...errors import ConfigError, NotImplementedByStore, StoreError
+from ...handlers import Handler
+from ...handlers.info import SUBJECT
+from ...handlers.options import with_absolute_timeout, with_cache, with_store
+from ...records import Changes, Record, Version, pack, unpack
+from ...stores import Store, open_store
+from ...stores.announced import Announced
+from ...stores.memory import MemoryStore
+from .client import USE, Answer, Use, ask, kept
+from .options import POLICIES, SQLITE, Plan
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -294,7 +294,7 @@ def _policy(name: str, plan: Plan) -> Any:
 
 def _disk(folder: str, setting: Setting) -> Cache:
     try:
-        from ..caches.disk import DiskCache  # noqa: PLC0415 - an extra
+        from ...caches.disk import DiskCache  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigError(
             "The caches 'disk' and 'tiered' need the disk extra: pip install 'sessiontree[disk]', or leave them out."

@@ -9,9 +9,9 @@ from threading import Barrier, Event, Thread
 from time import perf_counter_ns
 from typing import Any, Final
 
-from .bench_client import Use, ask, kept
-from .bench_options import Plan
-from .bench_stack import Stack, read_two, writing
+from .client import Use, ask, kept
+from .options import Plan
+from .stack import Stack, read_two, writing
 
 __all__ = ["Slice", "load", "zipf"]
 

@@ -16,13 +16,13 @@ from statistics import median
 from threading import Barrier, BrokenBarrierError, Thread
 from typing import TYPE_CHECKING, Any, Final
 
-from .bench_client import Ask, Use, ask, kept
-from .bench_figures import figure
-from .bench_peers_apps import BUILDERS, Peer
-from .bench_stack import bare, data_of, read_two, writing
+from .client import Ask, Use, ask, kept
+from .figures import figure
+from .peers_apps import BUILDERS, Peer
+from .stack import bare, data_of, read_two, writing
 
 if TYPE_CHECKING:
-    from .bench_node import Node
+    from .node import Node
 
 __all__ = ["beside"]
 

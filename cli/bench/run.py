@@ -12,15 +12,15 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
 
-from ..errors import SessionError
-from .bench_crew import Here, There
-from .bench_figures import figure, histogram, percentile, percentiles, with_error
-from .bench_lag import Lag, all_at_once, one_by_one
-from .bench_load import Slice
-from .bench_lost import SESSIONS, Written, missing
-from .bench_node import Node
-from .bench_options import Plan, cache_name, store_name
-from .bench_stack import Setting, remove
+from ...errors import SessionError
+from .crew import Here, There
+from .figures import figure, histogram, percentile, percentiles, with_error
+from .lag import Lag, all_at_once, one_by_one
+from .load import Slice
+from .lost import SESSIONS, Written, missing
+from .node import Node
+from .options import Plan, cache_name, store_name
+from .stack import Setting, remove
 
 __all__ = ["SCHEMA", "Progress", "measured"]
 

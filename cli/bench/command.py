@@ -11,13 +11,13 @@ from typing import Any, Final, NoReturn
 
 import orjson
 
-from ..errors import ConfigError
-from .bench_compare import compared, read
-from .bench_crew import BenchError
-from .bench_options import plan_of, store_name
-from .bench_page import page, picture
-from .bench_report import broken_promises, shown
-from .bench_run import measured
+from ...errors import ConfigError
+from .compare import compared, read
+from .crew import BenchError
+from .options import plan_of, store_name
+from .page import page, picture
+from .report import broken_promises, shown
+from .run import measured
 
 __all__ = ["bench"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any
 
-from . import bench_lag, bench_load, bench_lost, bench_peers
-from .bench_stack import Counting, Setting, Stack, data_of
+from . import lag, load, lost, peers
+from .stack import Counting, Setting, Stack, data_of
 
 __all__ = ["Node"]
 
@@ -67,11 +67,11 @@ class Node:
 
     def load(self, stack: int, who: str, requests: int | None, seconds: float | None) -> dict[str, Any]:
         """Make requests; return a ``Slice``."""
-        return bench_load.load(self.stack(stack), who, requests, seconds, self.stopped)
+        return load.load(self.stack(stack), who, requests, seconds, self.stopped)
 
     def write_over(self, stack: int, who: str, workers: int, requests: int) -> list[dict[str, Any]]:
         """Write to few sessions from many threads; return what each was told is written."""
-        return bench_lost.write_over(self.stack(stack), who, workers, requests, self.stopped)
+        return lost.write_over(self.stack(stack), who, workers, requests, self.stopped)
 
     def hear(self, stack: int) -> str | None:
         """Let the cache hear of changes elsewhere; return why it cannot."""
@@ -83,16 +83,16 @@ class Node:
 
     def warm(self, stack: int, numbers: list[int]) -> None:
         """Read sessions, so that the cache has them."""
-        bench_lag.warm(self.stack(stack), numbers)
+        lag.warm(self.stack(stack), numbers)
 
     def poll(self, stack: int, number: int, limit: float) -> dict[str, int]:
         """Ask for one session until it is refused."""
-        return bench_lag.poll(self.stack(stack), number, limit, self.stopped)
+        return lag.poll(self.stack(stack), number, limit, self.stopped)
 
     def poll_all(self, stack: int, limit: float) -> dict[str, dict[str, int]]:
         """Ask for every session until it is refused."""
-        return bench_lag.poll_all(self.stack(stack), limit, self.stopped)
+        return lag.poll_all(self.stack(stack), limit, self.stopped)
 
     def peers(self, requests: int, rounds: int, pairs: int) -> dict[str, Any]:
         """Measure other libraries beside the stacks."""
-        return bench_peers.beside(self, requests, rounds, pairs)
+        return peers.beside(self, requests, rounds, pairs)

@@ -1,6 +1,6 @@
 """Who does the work of a run: this process's own node in a thread beside, or nodes in processes of their own.
 
-Another process is ``python -m sessiontree.cli.bench_worker``. It is told what to do, and answers, one line of JSON at a
+Another process is ``python -m sessiontree.cli.bench.worker``. It is told what to do, and answers, one line of JSON at a
 time; it ends when its input does, so none outlives the run that began it, however that ends.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import orjson
 
-from ..errors import SessionError
-from .bench_node import Node
-from .bench_stack import Setting
+from ...errors import SessionError
+from .node import Node
+from .stack import Setting
 
 __all__ = ["BenchError", "Here", "There", "setting_line"]
 
@@ -68,7 +68,7 @@ class There:
 
     def __init__(self, setting: Setting) -> None:
         """Begin the process."""
-        command = [sys.executable, "-m", "sessiontree.cli.bench_worker"]
+        command = [sys.executable, "-m", "sessiontree.cli.bench.worker"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - ours
         self._send(setting_line(setting))
 

@@ -6,7 +6,7 @@ from html import escape
 from math import ceil, floor, log10
 from typing import Any, Final
 
-from .bench_figures import PER_DECADE
+from .figures import PER_DECADE
 
 __all__ = [
     "MICRO",

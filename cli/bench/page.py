@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, Final
 
-from . import bench_plots as plots
-from .bench_report import Section, heading, sections
-from .bench_svg import STYLE, Panel, fragment, stacked, text
+from . import plots
+from .report import Section, heading, sections
+from .svg import STYLE, Panel, fragment, stacked, text
 
 __all__ = ["page", "picture"]
 

@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from ..errors import SessionError
-from .bench_node import Node
-from .bench_options import Plan
-from .bench_stack import Setting
+from ...errors import SessionError
+from .node import Node
+from .options import Plan
+from .stack import Setting
 
 __all__ = ["main", "serve"]
 

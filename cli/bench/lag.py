@@ -15,8 +15,8 @@ from threading import Event
 from time import monotonic_ns
 from typing import Any, Final, NamedTuple, Protocol
 
-from .bench_client import ask
-from .bench_stack import GATE, Stack
+from .client import ask
+from .stack import GATE, Stack
 
 __all__ = ["Elsewhere", "Lag", "all_at_once", "one_by_one", "poll", "poll_all", "warm"]
 

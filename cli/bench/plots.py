@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .bench_report import number
-from .bench_svg import MILLI, Axis, Bar, Curve, Panel, Ridge, bars, ridges
+from .report import number
+from .svg import MILLI, Axis, Bar, Curve, Panel, Ridge, bars, ridges
 
 __all__ = ["hits", "lag", "latency", "moved", "peers", "sizes", "throughput", "trips"]
 

@@ -13,9 +13,9 @@ from random import Random
 from threading import Event, Thread
 from typing import Any, Final
 
-from ..handlers.options import with_cache
-from .bench_client import USE, ask, kept
-from .bench_stack import Stack
+from ...handlers.options import with_cache
+from .client import USE, ask, kept
+from .stack import Stack
 
 __all__ = ["COUNTER", "SESSIONS", "Written", "missing", "write_over"]
 

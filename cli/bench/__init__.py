@@ -1,0 +1,1 @@
+"""``sessiontree bench``: measure any store behind any stack of caches, and show what was found."""
