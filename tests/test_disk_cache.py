@@ -18,9 +18,10 @@ from scheduler import Database, Scenario, Scheduler
 from support import OTHER_SECRET, SECRET, SOAK
 
 from sessiontree import ConfigError, KeyRing
-from sessiontree.caches import disk
+from sessiontree.caches import disk, disk_files, disk_rows
 from sessiontree.caches.conformance_tools import InterruptedClock, a_record, at_once, fresh_handle, put, served
 from sessiontree.caches.disk import DiskCache
+from sessiontree.caches.disk_databases import FailedError
 from sessiontree.clock import FakeClock
 from sessiontree.records import packed
 
@@ -105,7 +106,7 @@ def cache(opened):
 
 
 def file_of(cache):
-    return cache._folder / cache._place().name / "cache.db"
+    return cache._databases.folder / cache._databases.place().name / "cache.db"
 
 
 def changed(cache, sql, *arguments):
@@ -262,7 +263,7 @@ def test_neither_handles_nor_contents_lie_in_the_files(cache, folder):
 def test_a_drop_counts_for_every_key_of_the_ring(opened):
     """While keys are rolled over several processes: [old], then [old, new], then [new, old]."""
     steps = [opened(KeyRing(keys)) for keys in (SECRET, [SECRET, OTHER_SECRET], [OTHER_SECRET, SECRET])]
-    name = steps[0]._place().name
+    name = steps[0]._databases.place().name
     for before, after in pairwise(steps):
         for one, other in ((before, after), (after, before)):
             record = filled(one)
@@ -272,7 +273,7 @@ def test_a_drop_counts_for_every_key_of_the_ring(opened):
             assert put(one, record)
             one.drop(record.handle)
             assert not other.put(record.handle, record, lease)
-    assert all(cache._place().name == name for cache in steps)
+    assert all(cache._databases.place().name == name for cache in steps)
 
 
 def test_other_keys_begin_another_database(opened):
@@ -291,7 +292,7 @@ def test_the_key_of_an_entry_lasts_an_hour_and_entries_outlast_it(opened, clock)
         handles.append(filled(cache).handle)
         clock.advance(720)
     assert [cache.get(handle) is not None for handle in handles] == [True] * 100
-    assert len(cache._seals[0]._ciphers) == 20
+    assert len(cache._databases.seals[0]._ciphers) == 20
 
 
 # -- rows that somebody changed -----------------------------------------------------------------
@@ -410,7 +411,7 @@ def test_ca_6_a_record_is_no_absence_and_an_absence_no_record(cache):
     assert not cache.is_absent(record.handle)
     assert cache.put(record.handle, None, cache.lease(record.handle))
     [(value,)] = changed(cache, "SELECT value FROM Cache")
-    row = cache._seals[0].key(record.handle)
+    row = cache._databases.seals[0].key(record.handle)
     changed(cache, "INSERT INTO Cache (key, raw, mode, value) VALUES (?, 1, 1, ?)", row, value)
     assert cache.get(record.handle) is None
     assert cache.stats().errors == 1
@@ -440,10 +441,10 @@ def test_ca_6_a_row_that_was_put_back_is_as_old_as_it_was(cache, clock):
 def test_a_huge_row_is_not_read(opened):
     cache = opened(max_bytes=1 << 20)
     record = filled(cache)
-    changed(cache, f"UPDATE Cache SET value = zeroblob({disk.WIDEST + 1})")  # noqa: S608 - a number
+    changed(cache, f"UPDATE Cache SET value = zeroblob({disk_rows.WIDEST + 1})")  # noqa: S608 - a number
     assert cache.get(record.handle) is None
     assert works(cache)
-    assert (cache._folder / "damaged").exists()
+    assert (cache._databases.folder / "damaged").exists()
 
 
 def test_culling_takes_what_was_stored_first_whatever_the_rows_say(opened):
@@ -478,9 +479,9 @@ def test_a_setting_that_was_added_does_nothing(cache, opened, setting):
     assert other.get(record.handle) is None, "It is another database now."
     assert works(other)
     assert works(cache)
-    assert (cache._folder / "damaged" / "cache.db").exists()
+    assert (cache._databases.folder / "damaged" / "cache.db").exists()
     assert not old.exists()
-    with closing(sqlite3.connect(cache._folder / "damaged" / "cache.db")) as connection:
+    with closing(sqlite3.connect(cache._databases.folder / "damaged" / "cache.db")) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
 
 
@@ -491,7 +492,7 @@ def test_a_setting_that_is_added_between_the_check_and_the_opening_does_nothing_
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT OR REPLACE INTO Settings VALUES (?, ?)", setting)
     with suppress(TypeError, AttributeError):  # a name that is no text
-        rows = disk._Rows(path, 1 << 20, 0.01)
+        rows = disk_rows.Rows(path, 1 << 20, 0.01)
         rows.use(lambda rows: rows.set(b"key", b"value"))
         assert rows.use(lambda rows: rows.get(b"key")) == b"value"
         assert rows.use(lambda rows: rows.execute("PRAGMA writable_schema")) == [(0,)]
@@ -531,7 +532,7 @@ def test_a_database_that_was_changed_is_set_aside_by_whoever_opens_it(cache, ope
     assert other.get(record.handle) is None
     assert works(other)
     assert works(cache), "Who has it open goes along."
-    assert (cache._folder / "damaged" / "cache.db").exists()
+    assert (cache._databases.folder / "damaged" / "cache.db").exists()
 
 
 def test_a_view_that_never_ends_is_not_looked_into(cache, opened):
@@ -583,14 +584,14 @@ def test_ca_5_a_database_that_is_garbage_is_set_aside_and_begun_anew(cache, open
     for content in (b"garbage" * 10_000, b"SQLite format 3\0" + b"\0" * 4000, b"\xff" * 100):
         record = filled(cache)
         path = file_of(cache)
-        for name in disk.FILES[1:]:
+        for name in disk_files.FILES[1:]:
             path.with_name(name).unlink(missing_ok=True)
         path.write_bytes(content)
         other = opened()
         assert other.get(record.handle) is None
         assert works(other)
         assert works(cache)
-        assert (cache._folder / "damaged" / "cache.db").read_bytes() == content
+        assert (cache._databases.folder / "damaged" / "cache.db").read_bytes() == content
         clock.advance(60)
 
 
@@ -610,7 +611,7 @@ def test_ca_5_damage_in_use_is_misses_and_a_new_database_and_no_exception(cache,
     assert cache.stats().errors >= 1
     clock.advance(60)
     assert works(cache)
-    assert (cache._folder / "damaged" / "cache.db").exists()
+    assert (cache._databases.folder / "damaged" / "cache.db").exists()
 
 
 def test_ca_5_what_is_damaged_twice_in_a_row_is_left_alone_for_a_while(cache, clock):
@@ -625,7 +626,7 @@ def test_ca_5_what_is_damaged_twice_in_a_row_is_left_alone_for_a_while(cache, cl
     assert len(set(names)) == 2
     for _ in range(10):
         assert not put(cache, record)
-        assert cache._place() is None
+        assert cache._databases.place() is None
         clock.advance(0.999)
     clock.advance(0.01)
     assert works(cache)
@@ -636,14 +637,14 @@ def test_what_another_has_replaced_meanwhile_is_no_damage(cache, opened):
     other = opened()
     for _ in range(5):
         filled(cache)
-        rows, place = cache._rows, cache._place
+        rows, place = cache._rows, cache._databases.place
         rows.rest()
         moments = iter([place()])
-        cache._place = lambda moments=moments, place=place: next(moments, None) or place()
+        cache._databases.place = lambda moments=moments, place=place: next(moments, None) or place()
         other.clear()
         assert cache.get("a") is None
         assert cache._rows is rows
-        del cache._place
+        del cache._databases.place
         assert works(cache)
 
 
@@ -661,7 +662,7 @@ def test_what_goes_wrong_is_logged_once(cache, caplog):
     assert cache.get(record.handle) is None
     told = [each.getMessage() for each in caplog.records if each.name == "sessiontree.caches"]
     assert [word in message for word, message in zip(["open", "failed", "damaged"], told, strict=True)] == [True] * 3
-    assert all(str(cache._folder) in message and record.handle not in message for message in told)
+    assert all(str(cache._databases.folder) in message and record.handle not in message for message in told)
 
 
 @pytest.mark.parametrize("verb", ["drop", "clear"])
@@ -709,7 +710,7 @@ def test_a_log_that_is_a_link_leads_nowhere(cache, opened, victim):
     record = filled(cache)
     path = file_of(cache)
     cache.close()
-    for name in disk.FILES[1:]:
+    for name in disk_files.FILES[1:]:
         path.with_name(name).unlink(missing_ok=True)
         path.with_name(name).symlink_to(victim)
     other = opened()
@@ -937,7 +938,7 @@ def test_ca_5_a_disk_that_was_slow_to_fail_is_left_alone_for_a_second(cache, loc
 
 @pytest.mark.parametrize("pages", [25, 40, 60])
 def test_ca_5_a_full_disk_is_misses_and_what_was_dropped_stays_dropped(opened, clock, monkeypatch, pages):
-    monkeypatch.setattr(disk, "PRAGMAS", (*disk.PRAGMAS, f"PRAGMA max_page_count={pages}"))
+    monkeypatch.setattr(disk_rows, "PRAGMAS", (*disk_rows.PRAGMAS, f"PRAGMA max_page_count={pages}"))
     cache = opened()
     records = [a_record(cache, fields=packed({"a": "x" * 3000})) for _ in range(60)]
     kept = [record for record in records if put(cache, record)]
@@ -952,7 +953,7 @@ def test_ca_5_a_full_disk_is_misses_and_what_was_dropped_stays_dropped(opened, c
 
 
 def test_ca_5_a_disk_without_room_for_a_database_is_misses(folder, clock, opened, monkeypatch):
-    monkeypatch.setattr(disk, "PRAGMAS", (*disk.PRAGMAS, "PRAGMA max_page_count=5"))
+    monkeypatch.setattr(disk_rows, "PRAGMAS", (*disk_rows.PRAGMAS, "PRAGMA max_page_count=5"))
     cache = opened()
     assert not works(cache)
     cache.clear()
@@ -974,7 +975,7 @@ def test_ca_5_what_cannot_even_be_rolled_back_is_no_damage(cache):
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
             raise error
 
-    with pytest.raises(disk._FailedError):
+    with pytest.raises(FailedError):
         cache._do(work)
     assert served(cache, record.handle) == record
 
@@ -992,7 +993,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 kept = [put(cache, a_record(cache, fields=packed({"a": "x" * 9000}))) for _ in range(60)]
 cache.drop(first.handle)
 assert cache.get(first.handle) is None
-print(kept.count(False) > 10, cache.stats().errors > 10, (cache._folder / "damaged").exists())
+print(kept.count(False) > 10, cache.stats().errors > 10, (cache._databases.folder / "damaged").exists())
 """
 
 
@@ -1010,7 +1011,7 @@ def boot(tmp_path, monkeypatch):
     """A file that names the boot."""
     path = tmp_path / "boot_id"
     path.write_text("one\n")
-    monkeypatch.setattr(disk, "BOOT_ID", path)
+    monkeypatch.setattr(disk_files, "BOOT_ID", path)
     return path
 
 
@@ -1221,13 +1222,13 @@ def forked(act):
 
 def test_ca_10_a_forked_process_shares_the_cache(cache):
     record = filled(cache)
-    name = cache._place().name
+    name = cache._databases.place().name
 
     def act():
         found = served(cache, record.handle)
         filled(cache, "from the child")
         cache.drop(record.handle)
-        return found == record, works(cache), cache._place().name == name
+        return found == record, works(cache), cache._databases.place().name == name
 
     assert forked(act) == "(True, True, True)"
     assert cache.get(record.handle) is None
@@ -1239,7 +1240,7 @@ def test_ca_10_a_forked_process_shares_the_cache(cache):
 def test_ca_10_a_process_forked_amid_a_write_uses_another_database(cache, hooks):
     """What SQLite remembers of locks it came by without them concerns the file of before."""
     record = filled(cache)
-    name = cache._place().name
+    name = cache._databases.place().name
     midst, go_on = threading.Event(), threading.Event()
 
     def work(rows, place):
@@ -1247,14 +1248,14 @@ def test_ca_10_a_process_forked_amid_a_write_uses_another_database(cache, hooks)
             midst.set()
             go_on.wait(30)
 
-    thread = threading.Thread(target=cache._rows.use, args=(work, cache._place()))
+    thread = threading.Thread(target=cache._rows.use, args=(work, cache._databases.place()))
     thread.start()
     midst.wait(30)
     if not hooks:
         cache._rows.rest()
 
     def act():
-        return served(cache, record.handle), works(cache), cache._place().name != name, bool(disk._INHERITED)
+        return served(cache, record.handle), works(cache), cache._databases.place().name != name, bool(disk._INHERITED)
 
     result = forked(act)
     go_on.set()
@@ -1265,12 +1266,12 @@ def test_ca_10_a_process_forked_amid_a_write_uses_another_database(cache, hooks)
 
 def test_a_process_whose_fork_nobody_announced_leaves_the_connections_alone(cache):
     record = filled(cache)
-    rows, name = cache._rows, cache._place().name
+    rows, name = cache._rows, cache._databases.place().name
     assert rows.is_open
     cache._pid = -1
     assert cache.get(record.handle) is None
     assert works(cache)
-    assert cache._place().name != name
+    assert cache._databases.place().name != name
     assert disk._INHERITED[-1] is rows
     assert rows._idle, "They are the parent's."
     disk._INHERITED.pop().shut()
