@@ -20,14 +20,20 @@ class Kept:
     ``record()`` once. Nothing of it can be changed by who gets it.
     """
 
-    __slots__ = ("_numbers", "_texts", "fields", "handle", "until", "version")
+    __slots__ = (
+        "_numbers", "address", "agent", "fields", "handle", "labels", "path", "previous", "until", "version",
+    )  # fmt: skip
 
+    address: str
+    agent: str
     fields: bytes
     handle: str
+    labels: str
+    path: str
+    previous: bytes
     until: float
     version: int
     _numbers: bytes
-    _texts: tuple[str, str, str, str, bytes]
 
     def __init__(self, record: Record, until: float) -> None:
         """Take the record apart; raise UsageError for a proof that is not 32 bytes."""
@@ -37,14 +43,20 @@ class Kept:
             record.created, record.absolute, record.own, record.idle, record.seen, record.authenticated, record.grace,
             record.form, record.proof,
         )  # fmt: skip
-        # Handlers have one path, and clients few agents: many entries share each.
-        path, agent = sys.intern(record.path), sys.intern(record.agent)
-        self._set("handle", record.handle)
-        self._set("fields", record.fields[:1] + record.fields[1:])  # a copy, and so of exactly this size
-        self._set("_numbers", numbers)
-        self._set("_texts", (path, record.labels, agent, record.address, record.previous))
-        self._set("until", until)
-        self._set("version", record.version)
+        for name, value in (
+            ("handle", record.handle),
+            ("version", record.version),
+            ("until", until),
+            ("_numbers", numbers),
+            # Handlers have one path, and clients few agents: many entries share each.
+            ("path", sys.intern(record.path)),
+            ("agent", sys.intern(record.agent)),
+            ("address", record.address),
+            ("labels", record.labels),
+            ("previous", record.previous),
+            ("fields", record.fields[:1] + record.fields[1:]),  # a copy, and so of exactly this size
+        ):
+            self._set(name, value)
 
     def end(self, until: float) -> None:
         """Be served no longer than until then."""
@@ -61,16 +73,16 @@ class Kept:
     @property
     def size(self) -> int:
         """How many bytes the record's contents have."""
-        return _NUMBERS.size + len(self.fields) + sum(map(len, self._texts))
+        texts = self.path, self.agent, self.address, self.labels, self.previous, self.fields
+        return _NUMBERS.size + sum(map(len, texts))
 
     def record(self) -> Record:
         """Return the record."""
         created, absolute, own, idle, seen, authenticated, grace, form, proof = _NUMBERS.unpack(self._numbers)
-        path, labels, agent, address, previous = self._texts
         return tuple.__new__(  # as _make() does, without a frame of its own
             Record,
-            (self.handle, path, created, absolute, own, idle, proof, seen, self.version, authenticated, previous,
-             grace, labels, agent, address, self.fields, form),
+            (self.handle, self.path, created, absolute, own, idle, proof, seen, self.version, authenticated,
+             self.previous, grace, self.labels, self.agent, self.address, self.fields, form),
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
