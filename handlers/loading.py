@@ -1,15 +1,15 @@
-"""One trip to a store for all the sessions of a request, at the first look at any of them."""
+"""One trip to a store for all the sessions of a request: at the first look at any of them, and to write them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..errors import BadCookie, StoreUnavailable
+from ..errors import BadCookie, StoreError, StoreUnavailable
 from .caching import Wanted, fetched
 
 if TYPE_CHECKING:
-    from ..records import Record
-    from ..stores.protocol import Store
+    from ..records import Changes, Record, Version
+    from ..stores.protocol import Store, Write
     from .handler import Handler
 
 __all__ = ["Batch"]
@@ -18,7 +18,7 @@ __all__ = ["Batch"]
 class Batch:
     """The records of one request in one store. It knows handlers and the text that may hold their tokens."""
 
-    __slots__ = ("_found", "_is_down", "_wanted", "store")
+    __slots__ = ("_found", "_is_down", "_wanted", "_written", "store")
 
     def __init__(self, store: "Store", wanted: "list[tuple[Handler, str]]") -> None:
         """Begin without any record; load what these handlers' tokens name once anything is loaded."""
@@ -26,6 +26,7 @@ class Batch:
         self._wanted = wanted
         self._found: dict[str, Record | None] = {}
         self._is_down = False  # Whether the store did not answer: one wait for it is enough for a request.
+        self._written: dict[str, tuple[Changes, Version | Exception]] = {}
 
     def record(self, wanted: Wanted) -> "Record | None":
         """Return the live record; raise StoreUnavailable if the store does not answer."""
@@ -39,6 +40,28 @@ class Batch:
         if missing:
             self._load(missing)
         return [self._found[each.handle] for each in wanted]
+
+    def write(self, writes: "Iterable[Write]") -> None:
+        """Have several writes made in one trip, if the store can; ``apply`` then says what came of each."""
+        apply_many = getattr(self.store, "apply_many", None)
+        several = [] if apply_many is None else list(writes)
+        if apply_many is None or len(several) == 1:
+            return
+        try:
+            outcomes = apply_many(several)
+        except StoreError as error:
+            outcomes = [error] * len(several)
+        for (handle, _, changes), outcome in zip(several, outcomes, strict=True):
+            self._written[handle] = changes, outcome
+
+    def apply(self, handle: str, proof: bytes, changes: "Changes") -> "Version":
+        """Do what the store's ``apply`` does, or say what came of it if it has been done."""
+        made, outcome = self._written.pop(handle, (None, None))
+        if outcome is None or made != changes:
+            return self.store.apply(handle, proof, changes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _load(self, asked: list[Wanted]) -> None:
         """Load these and all that is wanted, all in one trip."""

@@ -219,6 +219,8 @@ class Registry:
         if self._context is not None and self._context.replacing:
             for session in self._sessions.values():
                 session.end_replaced(failed)
+        if not failed and self._context is not None and self._context.batches is not None:
+            self._write_together(self._context.batches)
         for session in self._sessions.values():
             answer = session.answer(failed)
             if answer is not None:
@@ -227,6 +229,12 @@ class Registry:
             for session in self._sessions.values():
                 session.end_merged()
         return answers
+
+    def _write_together(self, batches: dict[int, Batch]) -> None:
+        """Write what sessions of one store have to write in one trip."""
+        for batch in batches.values():
+            waiting = (session.plain_write(batch) for session in self._sessions.values())
+            batch.write(write for write in waiting if write is not None)
 
 
 def clash_between(handler: "Handler", other: "Handler") -> str | None:

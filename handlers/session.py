@@ -15,6 +15,7 @@ from .metadata import Metadata
 from .token import HANDLE, Extras, Identity
 
 if TYPE_CHECKING:
+    from ..stores.protocol import Write
     from .loading import Batch
     from .transport import Header
 
@@ -438,6 +439,10 @@ class Session(Life, MutableMapping[str, Any]):
         return [*headers, *told]
 
     # -- inside ----------------------------------------------------------------------------
+
+    def plain_write(self, batch: "Batch") -> "Write | None":  # noqa: ARG002 - for who has a store
+        """Return what this batch may write for us together with others, or None."""
+        return None
 
     def attach(self, batch: "Batch | None") -> None:
         """Read from this batch, or alone, where the handler has a store; called once, before the first look."""

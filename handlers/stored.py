@@ -23,6 +23,7 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record
+from ..stores.protocol import Write
 from .caching import Wanted, at_hand, loaded_one, stale
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
@@ -307,6 +308,15 @@ class StoredSession(LimitedSession):
             self._seen_version = self._version
         return self._answered
 
+    def plain_write(self, batch: Batch) -> Write | None:
+        """Return what ``answer`` will apply, where that is neither a new id nor a new label: these are made alone."""
+        if self._batch is not batch or self.state != LIVE or self._outdated or self._turn != self._context.turn:
+            return None
+        record, changes = self._record, self._pending()
+        if record is None or changes is None or changes.proof is not None or changes.labels:
+            return None
+        return record.handle, record.proof, changes
+
     def _is_plain(self, record: Record) -> bool:
         """Tell whether the session has nothing but keys that last, none of which could change in place."""
         return self._exposed is None and self._extras is None and not (record.labels or self.handler.idles)
@@ -389,7 +399,7 @@ class StoredSession(LimitedSession):
     def _is_touched(self, record: Record, changes: Changes) -> bool:
         """Count this request as activity; if that fails, it costs nobody the answer to a read."""
         try:
-            self._store.apply(record.handle, record.proof, changes)
+            (self._batch or self._store).apply(record.handle, record.proof, changes)
         except (SessionGone, StoreError) as error:
             emit(self.handler, "untouched", record.handle, type(error).__name__)
             return False

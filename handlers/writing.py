@@ -18,6 +18,7 @@ from .tracking import TrackedSession
 
 if TYPE_CHECKING:
     from ..stores.protocol import Store
+    from .loading import Batch
 
 __all__ = ["WritingSession"]
 
@@ -30,6 +31,9 @@ class WritingSession(TrackedSession):
     """A session whose ``incr`` and ``update_key`` are atomic, and whose store has the last word."""
 
     __slots__ = ("_lost",)
+
+    _batch: "Batch | None"
+    """Through which it reads and writes together with other sessions of the request; None if it does so alone."""
 
     _lost: str | None
     """The handle of what this request had and may still end: the store refused it a write, or it was merged away."""
@@ -108,7 +112,7 @@ class WritingSession(TrackedSession):
         """Apply, and take note of the version. What a store refuses is lost; after an outage one may try again."""
         record: Record = self._record  # type: ignore[assignment]
         try:
-            version = self.handler.backing.apply(record.handle, record.proof, changes)  # type: ignore[union-attr]
+            version = (self._batch or self.handler.backing).apply(record.handle, record.proof, changes)  # type: ignore[union-attr]
         except SessionGone:
             self._lose()
             raise

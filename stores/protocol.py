@@ -8,18 +8,21 @@ UsageError once the store is closed. A handle is the str of ``Session.handle``, 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from ..clock import Clock, Duration
 from ..records import Changes, Page, Record, Version
 
-__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Store"]
+__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Pipelining", "Store", "Write"]
 
 PAGE: Final = 100
 """How many records a page has, unless the caller says otherwise."""
 
 SWEEP_MARGIN_MS: Final = 3_600_000
 """How long a record must have expired before a sweep removes it, for the clocks of several machines differ."""
+
+Write: TypeAlias = tuple[str, bytes, Changes]
+"""What ``apply`` takes."""
 
 
 @runtime_checkable
@@ -105,4 +108,16 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of the engine. Closing again is fine."""
+        ...
+
+
+@runtime_checkable
+class Pipelining(Store, Protocol):
+    """A store that can make several writes in one round trip; the sessions of one request are written so."""
+
+    def apply_many(self, writes: Sequence[Write]) -> list[Version | Exception]:
+        """Do what as many calls of ``apply`` do, in this order; return for each its version or what it would raise.
+
+        One that fails hinders no other. Raises StoreUnavailable if nobody can say what was done.
+        """
         ...

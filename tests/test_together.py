@@ -1,0 +1,162 @@
+"""Several sessions of a request are written in one trip where the store can, and nobody can tell but by counting."""
+
+import pytest
+from support import SECRET, Site
+
+from sessiontree import (
+    Handler,
+    SessionGone,
+    StoreUnavailable,
+    with_clock,
+    with_events,
+    with_idle_timeout,
+    with_store,
+)
+from sessiontree.stores.memory import MemoryStore
+from sessiontree.testing import FakeClock
+
+
+class Pipelined(MemoryStore):
+    """A store that makes several writes in one trip, and counts trips."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.trips: list[int] = []
+        self.before = self.after = lambda: None
+
+    def apply(self, handle, proof, changes):
+        self.trips.append(1)
+        return super().apply(handle, proof, changes)
+
+    def apply_many(self, writes):
+        self.before()
+        self.trips.append(len(writes))
+        outcomes = [self._outcome(*write) for write in writes]
+        self.after()
+        return outcomes
+
+    def _outcome(self, *write):
+        try:
+            return MemoryStore.apply(self, *write)
+        except (SessionGone, TypeError) as error:
+            return error
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock):
+    return Pipelined(clock=clock)
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def site(store, clock, events):
+    visitor = Handler("visitor", SECRET, with_clock(clock), with_store(store), with_events(events.append))
+    user = visitor.spawn("user")
+    made = Site(visitor, user, user.spawn("job"))
+    made.visit(lambda *sessions: [session.update(n=1) for session in sessions])
+    store.trips.clear()
+    events.clear()
+    return made
+
+
+def everywhere(*sessions):
+    for session in sessions:
+        session["n"] += 1
+
+
+def numbers(*sessions):
+    return [session["n"] for session in sessions]
+
+
+def test_three_sessions_are_written_in_one_trip(site, store):
+    site.visit(everywhere)
+    assert (site.answer.code, store.trips) == (200, [3])
+    assert site.visit(numbers) == [2, 2, 2]
+
+
+def test_one_session_is_written_by_itself(site, store):
+    site.visit(lambda visitor, user, job: user.update(n=7))
+    assert store.trips == [1]
+    assert site.visit(numbers) == [1, 7, 1]
+
+
+def test_what_is_more_than_keys_is_written_by_itself(site, store):
+    site.visit(lambda visitor, user, job: (everywhere(visitor, user, job), user.bind("ann")))
+    assert store.trips == [2, 1]
+    assert site.visit(numbers) == [2, 2, 2]
+
+
+def test_after_a_5xx_nothing_is_written(site, store):
+    site.status = "500 Oops"
+    site.visit(everywhere)
+    assert store.trips == []
+
+
+def test_a_session_that_is_gone_meanwhile_is_a_conflict_and_sets_no_cookie(site, store, events):
+    gone = site.visit(lambda visitor, user, job: user.handle)
+    store.before = lambda: store.revoke(gone)
+    site.visit(everywhere)
+    assert (site.answer.code, site.answer.cookies, store.trips) == (409, [], [3])
+    assert [event.kind for event in events] == ["conflict"]
+    assert site.visit(lambda visitor, user, job: (visitor["n"], dict(user), dict(job))) == (2, {}, {})
+
+
+def test_an_outage_is_one_trip_and_503(site, store, events):
+    def fail():
+        raise StoreUnavailable("The store is away: try again.")
+
+    store.before = fail
+    site.visit(everywhere)
+    assert (site.answer.code, site.answer.cookies, store.trips) == (503, [], [])
+    store.before = lambda: None
+    assert site.visit(numbers) == [1, 1, 1]
+
+
+def test_two_commits_write_once(site, store):
+    def action(*sessions):
+        everywhere(*sessions)
+        sessions[0].commit()
+        sessions[1]["n"] += 1
+
+    site.visit(action)
+    assert site.visit(numbers) == [2, 3, 2]
+
+
+def test_what_changed_in_place_is_written_too(site, store):
+    site.visit(lambda *sessions: [session.update(items=[]) for session in sessions])
+    store.trips.clear()
+    site.visit(lambda *sessions: [session["items"].append(1) for session in sessions])
+    assert store.trips == [3]
+    assert site.visit(lambda *sessions: [session["items"] for session in sessions]) == [[1], [1], [1]]
+
+
+def test_sessions_are_kept_awake_in_one_trip(store, clock):
+    visitor = Handler("visitor", SECRET, with_clock(clock), with_store(store), with_idle_timeout(600))
+    s = Site(visitor, visitor.spawn("user", with_idle_timeout(600)))
+    s.visit(lambda *sessions: [session.update(n=1) for session in sessions])
+    store.trips.clear()
+    for _ in range(5):
+        clock.advance(500)
+        assert s.visit(numbers) == [1, 1]
+    assert store.trips == [2] * 5
+
+
+def test_a_value_that_cannot_be_written_stops_all_before_any_is(site, store):
+    def action(visitor, user, job):
+        visitor["n"] = 5
+        job["bad"] = []
+        job["bad"].append(object())
+
+    with pytest.raises(TypeError):
+        site.visit(action)
+    assert store.trips == []
+    assert site.visit(numbers) == [1, 1, 1]
