@@ -43,7 +43,7 @@ from ..errors import (
     SessionGone,
     UsageError,
 )
-from ..records import Changes, Content
+from ..records import Changes, Content, Version, unpacked
 from .conformance_cases import Applying, Creating, Loading, Revoking, Watching
 from .conformance_tools import (
     DEADLINES,
@@ -65,7 +65,7 @@ from .conformance_tools import (
     loaded,
     new,
 )
-from .protocol import SWEEP_MARGIN_MS, Store
+from .protocol import SWEEP_MARGIN_MS, Pipelining, Store
 
 __all__ = ["StoreConformance"]
 
@@ -501,6 +501,36 @@ class Writing(StoreCases):
         assert store.count("worker", loaded(store, record.handle).label["worker"]) == 1
 
 
+class Pipelines(StoreCases):
+    """``apply_many``, of a store that has it."""
+
+    def test_many_writes_in_one_trip_are_each_what_apply_does(self, store: Store, clock: FakeClock) -> None:
+        if not isinstance(store, Pipelining):
+            pytest.skip("This store makes one write at a time.")
+        records = [new(store, fields=fields(n=(js(1), 0))) for _ in range(5)]
+        store.revoke(records[1].handle)
+        writes = [
+            (records[0].handle, PROOF, Changes(sets={"a": (js("x"), 0)})),
+            (records[1].handle, PROOF, Changes(sets={"a": (js("x"), 0)})),
+            (records[2].handle, OTHER_PROOF, Changes(deletes=["n"])),
+            (records[3].handle, PROOF, Changes(sets={"n": (js("no number"), 0)})),
+            (records[3].handle, PROOF, Changes(adds={"n": 1})),
+            (records[4].handle, PROOF, Changes(adds={"n": 41}, expects={"n": js(1)})),
+            (records[4].handle, PROOF, Changes(deletes=["n"], expects={"n": js(1)})),
+            (records[0].handle, PROOF, Changes(idle=clock.now() + 1000)),
+        ]
+        found = store.apply_many(writes)
+        assert [each if isinstance(each, Version) else type(each) for each in found] == [
+            2, SessionGone, SessionGone, 2, TypeError, 2, CompareFailed, 2,
+        ]  # fmt: skip
+        assert isinstance(found[5], Version)
+        assert found[5].sums == {"n": 42}
+        assert unpacked(loaded(store, records[0].handle).fields)[0] == {"n": 1, "a": "x"}
+        assert unpacked(loaded(store, records[4].handle).fields)[0] == {"n": 42}
+        assert store.load(records[1].handle) is None
+        assert store.apply_many([]) == []
+
+
 class Closing(StoreCases):
     """``close``."""
 
@@ -536,7 +566,8 @@ class Closing(StoreCases):
 
 
 class StoreConformance(
-    Loading, Creating, Applying, Revoking, Labelling, Scanning, Sweeping, AnyData, Writing, Watching, Closing
+    Loading, Creating, Applying, Revoking, Labelling, Scanning, Sweeping, AnyData, Writing, Pipelines, Watching,
+    Closing,
 ):  # fmt: skip
     """Every sentence of the contract; define ``make_store``, and ``reopen`` if the engine can be opened twice."""
 

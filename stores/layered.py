@@ -22,15 +22,16 @@ Only whole records are kept. Labels are looked up in the primary.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from ..caches.protocol import MAX_STALENESS
 from ..clock import Clock, Duration, milliseconds
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, SessionError, StoreError
 from ..keys import Keys
 from ..records import Changes, Page, Record, Version
 from .announcing import Announcing, OnChange, Stop
 from .layered_front import Front
-from .protocol import PAGE, Store
+from .protocol import PAGE, Store, Write
 
 __all__ = ["LayeredStore"]
 
@@ -124,6 +125,16 @@ class LayeredStore(Announcing):
             return self.primary.apply(handle, proof, changes)
         finally:
             self._drop(handle)
+
+    def apply_many(self, writes: Sequence[Write]) -> list[Version | Exception]:
+        """Do what as many calls of ``apply`` do, in one trip if the primary can."""
+        together = getattr(self.primary, "apply_many", None)
+        try:
+            return [_outcome(self.primary, *write) for write in writes] if together is None else together(writes)
+        finally:
+            handles = [handle for handle, _, _ in writes]
+            self._front.drop_all(handles)
+            self.announce_all(handles)
 
     def revoke(self, handle: str) -> bool:
         """End the session in the primary; return whether it was live."""
@@ -227,3 +238,10 @@ def _only(record: Record | None, keys: Collection[str] | None) -> Record | None:
         return record.only(keys)
     except ValueError:
         return None  # Garbage is no record.
+
+
+def _outcome(store: Store, *write: Any) -> Version | Exception:
+    try:
+        return store.apply(*write)
+    except (SessionError, TypeError) as error:
+        return error

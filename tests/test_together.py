@@ -5,13 +5,15 @@ from support import SECRET, Site
 
 from sessiontree import (
     Handler,
-    SessionGone,
+    SessionError,
     StoreUnavailable,
     with_clock,
     with_events,
     with_idle_timeout,
     with_store,
 )
+from sessiontree.stores.conformance import StoreConformance
+from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import FakeClock
 
@@ -38,8 +40,18 @@ class Pipelined(MemoryStore):
     def _outcome(self, *write):
         try:
             return MemoryStore.apply(self, *write)
-        except (SessionGone, TypeError) as error:
+        except (SessionError, TypeError) as error:
             return error
+
+
+class TestPipelined(StoreConformance):
+    def make_store(self, clock):
+        return Pipelined(clock=clock)
+
+
+class TestALayeredStoreOverOne(StoreConformance):
+    def make_store(self, clock):
+        return LayeredStore(Pipelined(clock=clock), MemoryStore(clock=clock))
 
 
 @pytest.fixture
