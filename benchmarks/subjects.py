@@ -344,6 +344,16 @@ def _key(engine: str, column: Column, operation: str) -> str:
 # -- judging and showing ---------------------------------------------------------------------
 
 
+def judged(columns: Columns, samples: Samples) -> Iterator[Result]:
+    """Return what was measured among fewer and more sessions of others, and whether it is flat."""
+    return _results(columns, samples, TWICE, "us")
+
+
+def table_of(title: str, results: Sequence[Result]) -> str:
+    """Return results among fewer and more sessions of others as a table."""
+    return _table(title, f"us for one; {EACH} of each, of so many", results)
+
+
 def _results(columns: Columns, samples: Samples, factor: float, unit: str) -> Iterator[Result]:
     for engine, compared in columns.items():
         taken = {operation: _taken(engine, compared, operation, samples, unit) for operation in OPERATIONS}
@@ -392,7 +402,7 @@ def shown(among: Sequence[Result], work: Sequence[Result], many: Sequence[Result
     return "\n".join(
         [
             LEGEND,
-            _table("One subject's sessions among those of others", f"us for one; {EACH} of each, of so many", among),
+            table_of("One subject's sessions among those of others", among),
             _table("One subject's sessions, in steps of SQLite", f"steps for one; {EACH} of each, of so many", work),
             _table("A subject with many sessions", "us for one, of so many", many),
         ]
