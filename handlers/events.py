@@ -19,6 +19,9 @@
                look came, which needs a ``Vary`` among them
     outage     the store did not answer, or is damaged           the error's class
     cache      a cache failed, and the store was asked instead   the error's class
+    feed       the feed that ``follow()`` listens to was lost:   nothing
+               the cache dropped all, and until the feed is
+               back an entry may be ``max_staleness`` old
 
 One request may tell of several: behind ``expired``, ``absent``, ``duplicate`` and ``corrupt``, which say what was
 found, comes the ``refused`` that says what was done. A session that no request asks for any more ends silently. A
@@ -111,6 +114,7 @@ _LEVELS: Final = {
     "late": _WARNING,
     "outage": _ERROR,
     "cache": _WARNING,
+    "feed": _WARNING,
 }
 
 

@@ -8,6 +8,7 @@ from ..errors import ConfigError, UsageError
 from ..keys import KeyRing, Keys
 from ..serializer import CustomFields, JsonSerializer
 from ..stores.announced import announced
+from ..stores.following import follow
 from .caching import attach
 from .carried import CarriedSession
 from .claim import ClaimTokens
@@ -15,7 +16,7 @@ from .codec import FieldSealer, token_codec
 from .config import DEFAULT_ABSOLUTE, Config
 from .contents import Contents, OpaqueContents, PlainContents
 from .environ import REGISTRY, Environ, environ_of
-from .events import asked
+from .events import asked, emit
 from .info import SessionInfo
 from .options import HandlerOption, Option
 from .registry import Registry
@@ -171,6 +172,17 @@ class Handler:
         that has loaded the session already finds out when it writes.
         """
         return asked(self, None, end_one, self, self._store("revoke()"), handle, subject)
+
+    def follow(self) -> "Callable[[], None]":
+        """Have the cache drop what other processes change, within milliseconds; return what stops it.
+
+        Call it once in each process, for each cache. That the feed was lost is an event; the cache has dropped all
+        then, and what others change is served for its ``max_staleness`` at most. Raises ConfigError without a cache,
+        and NotImplementedByStore where the store has no feed.
+        """
+        if self.cache is None:
+            raise ConfigError(f"follow() is for a handler with a cache: add with_cache() to {self.path!r}.")
+        return follow(self._store("follow()"), self.cache, on_loss=lambda: emit(self, "feed"))
 
     def sweep(self) -> int:
         """Remove what expired an hour ago or more from the store, and this handler's sessions whose ancestors are dead.

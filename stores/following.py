@@ -9,16 +9,19 @@ from .protocol import Store
 __all__ = ["dropping", "follow"]
 
 
-def follow(store: Store, *caches: Cache) -> Callable[[], None]:
+def follow(store: Store, *caches: Cache, on_loss: Callable[[], object] = lambda: None) -> Callable[[], None]:
     """Have caches drop what other processes change, as soon as the store's feed tells; return what stops it.
 
-    Without it they serve that for their ``max_staleness``. Raises NotImplementedByStore for a store without a feed.
+    Without it they serve that for their ``max_staleness``; so they do while the feed is lost, after they have dropped
+    all. ``on_loss`` is called then, from the feed's thread. Raises NotImplementedByStore for a store without a feed.
     """
     changed = [dropping(ref(cache)) for cache in caches]
 
     def tell(handle: str | None) -> None:
         for each in changed:
             each(handle)
+        if handle is None:
+            on_loss()
 
     return store.watch(tell)
 

@@ -1,6 +1,7 @@
 """What the tests share: a browser over WSGI, applications, and handlers of every make."""
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -154,3 +155,11 @@ def clocked(name: str = "visitor", *options: Any) -> tuple[Handler, FakeClock]:
     """Return a handler on a clock of its own."""
     clock = FakeClock()
     return Handler(name, SECRET, with_clock(clock), *options), clock
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what another thread or process brings about; fail if it never comes."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "It never came."
+        time.sleep(0.001)

@@ -1,12 +1,13 @@
 """Sessions behind a cache: fewer trips to the store, and never a lie."""
 
 import pytest
-from support import SECRET, SOAK, Site
+from support import SECRET, SOAK, Site, wait_until
 
 from sessiontree import (
     ConfigError,
     Handler,
     KeyNotFound,
+    NotImplementedByStore,
     StoreUnavailable,
     chain,
     server_only,
@@ -175,6 +176,37 @@ def test_a_write_is_seen_by_whoever_brings_its_cookie_on_any_process(clock, tmp_
         assert reader.visit(lambda session: session["number"], browser) == number
     for store in stores:
         store.close()
+
+
+def test_a_handler_follows_its_store_and_tells_when_the_feed_is_lost(tmp_path):
+    stores, events = [SqliteStore(tmp_path / "s.db") for _ in range(2)], []
+    here, there = (node_on(store, with_events(events.append)) for store in stores)
+    stop, site = there.follow(), Site(there)
+    begun(site)
+    kept = site.browser.jar.header()
+    for n in (2, 3):
+        assert site.visit(dict)["n"] == n - 1
+        Site(here).visit(lambda session, n=n: session.update(n=n), HTTP_COOKIE=kept)
+        wait_until(lambda n=n: site.visit(dict, HTTP_COOKIE=kept) == {"n": n})
+    events.clear()
+    stores[1]._feed._lose(OSError("The file is away."), 1)
+    assert [(event.kind, event.handler) for event in events] == [("feed", "visitor")]
+    assert there.cache.stats().sessions == 0
+    stop()
+    for store in stores:
+        store.close()
+
+
+def test_only_what_has_a_cache_and_a_feed_can_follow(clock):
+    with pytest.raises(ConfigError, match="with_cache"):
+        Handler("visitor", SECRET, with_clock(clock), with_store(MemoryStore(clock=clock))).follow()
+
+    class Mute(MemoryStore):
+        def watch(self, on_change):
+            raise NotImplementedByStore("There is no feed.")
+
+    with pytest.raises(NotImplementedByStore):
+        node_on(Mute(clock=clock)).follow()
 
 
 WRITES = {

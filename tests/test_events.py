@@ -616,8 +616,8 @@ def test_the_table_says_what_every_kind_is_and_each_has_a_level():
 
 def test_every_kind_is_driven_by_a_request_in_these_tests(meter):
     driven = {event.kind for scene in SCENES.values() for event in scene(World(meter))[1]}
-    # No handler can have a cache yet.
-    assert driven | {"cache"} == set(table())
+    # What happens to a cache and its feed is driven in test_cached.
+    assert driven | {"cache", "feed"} == set(table())
 
 
 def test_every_reason_is_a_word_of_a_closed_set_or_the_class_of_an_error():
@@ -746,7 +746,7 @@ def test_what_has_to_be_mended_is_an_error_and_what_was_turned_away_a_warning(ca
     levels = {line.sessiontree_kind: line.levelname for line in lines}
     assert {kind for kind, level in levels.items() if level == "ERROR"} == {"outage", "corrupt"}
     assert {kind for kind, level in levels.items() if level == "WARNING"} == {
-        "refused", "duplicate", "late", "conflict", "untouched", "cache",
+        "refused", "duplicate", "late", "conflict", "untouched", "cache", "feed",
     }  # fmt: skip
     assert set(levels.values()) == {"ERROR", "WARNING", "INFO"}
 
