@@ -86,8 +86,8 @@ class StoredSession(LimitedSession):
             self._outdated = self._outdated or True
         if record.path != handler.path or (self._outdated and not record.admits(claim.proof, now)):
             # It was renewed, and the new token may be under way to the client: nothing is forgotten, and for a
-            # while nothing is begun that would take the new token's place.
-            self._outdated = now < record.seen + OVERLAP_MS
+            # while nothing is begun that would take the new token's place. Under a dead parent nothing could be begun.
+            self._outdated = now < record.seen + OVERLAP_MS and (parent is None or self._parent_lives(parent, now))
             raise BadSession("The session has another id by now.")
         self._claim = claim
         self._adopt(record, now)

@@ -1,6 +1,7 @@
 """Sessions behind a cache: fewer trips to the store, and never a lie."""
 
 import pytest
+from engines import ENGINES, opened
 from support import SECRET, SOAK, Site, wait_until
 
 from sessiontree import (
@@ -31,9 +32,9 @@ def clock():
     return FakeClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, clock, tmp_path):
-    engine = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "s.db", clock=clock)
+    engine = opened(request.param, tmp_path, clock)
     yield FaultyStore(engine)
     engine.close()
 

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from urllib.parse import urlencode
 
 import pytest
+from engines import ENGINES, opened
 from support import SECRET, Browser, environ
 
 from sessiontree import CookiePolicy, Metadata, SessionInfo
@@ -14,7 +15,6 @@ from sessiontree.cli.demo import Demo, application
 from sessiontree.cli.devices import Device, devices
 from sessiontree.cli.parts import Frame
 from sessiontree.stores.memory import MemoryStore
-from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FaultyStore
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
@@ -118,9 +118,9 @@ class Person(Browser):
         return {cookie.name: cookie.value for cookie in self.jar.cookies()}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, tmp_path):
-    made = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "demo.db")
+    made = opened(request.param, tmp_path)
     yield made
     made.close()
 

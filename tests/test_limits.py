@@ -16,6 +16,7 @@ from threading import Barrier, Lock
 from typing import NamedTuple
 
 import pytest
+from engines import ENGINES, opened
 from scheduler import Scenario, Scheduler
 from support import SECRET, SOAK, Site, environ, run
 from test_interleavings import OperationClock, cookie_of, is_deletion, told
@@ -48,11 +49,10 @@ LOGINS = 100
 LIMIT = 3
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, tmp_path):
     clock = FakeClock()
-    inner = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "s.db", clock=clock)
-    faulty = FaultyStore(inner)
+    faulty = FaultyStore(opened(request.param, tmp_path, clock))
     yield faulty
     faulty.close()
 
@@ -878,14 +878,10 @@ def test_of_three_logins_with_few_preemptions_exactly_the_limit_stays(scheduler,
 # -- real threads ---------------------------------------------------------------------------------
 
 
-def system_store(kind, folder):
-    return MemoryStore() if kind == "memory" else SqliteStore(folder / "s.db", timeout=WAIT)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def shared(request, tmp_path):
     """A store on the clock of the system."""
-    made = system_store(request.param, tmp_path)
+    made = opened(request.param, tmp_path)
     yield made
     made.close()
 

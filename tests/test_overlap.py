@@ -13,10 +13,10 @@ from functools import partial
 from threading import Barrier
 
 import pytest
+from engines import ENGINES, opened
 from support import SECRET, SOAK, environ, run
 
 from sessiontree import Handler, with_store
-from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
 
 WAIT = 60
@@ -143,9 +143,9 @@ def together(workers):
 # -- threads --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, tmp_path):
-    made = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "sessions.db", timeout=WAIT)
+    made = opened(request.param, tmp_path)
     yield made
     made.close()
 

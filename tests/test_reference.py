@@ -1,6 +1,7 @@
 """Cases of earlier session systems, ported in our words, and their flaws as tests that they stay away."""
 
 import pytest
+from engines import ENGINES, opened
 from support import SECRET, Browser, Site, environ, plain_app, run
 
 from sessiontree import (
@@ -22,14 +23,12 @@ from sessiontree import (
 )
 from sessiontree.handlers.codec import CookieCodec
 from sessiontree.stores.memory import MemoryStore
-from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock
 
 KEEPING = {
     "carried": lambda clock, folder: [],
     "revocable": lambda clock, folder: [with_revocations(MemoryStore(clock=clock))],
-    "memory": lambda clock, folder: [with_store(MemoryStore(clock=clock))],
-    "sqlite": lambda clock, folder: [with_store(SqliteStore(folder / "sessions.db", clock=clock))],
+    **{kind: lambda clock, folder, kind=kind: [with_store(opened(kind, folder, clock))] for kind in ENGINES},
 }
 """Where the sessions of every case here are kept, one after the other."""
 

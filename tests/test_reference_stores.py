@@ -1,6 +1,7 @@
 """What the tests of earlier systems check of a store, in our words, and their flaws as tests that they stay away."""
 
 import pytest
+from engines import ENGINES, opened
 
 from sessiontree import Conflict, RecordTooLarge, SessionGone
 from sessiontree.clock import FOREVER
@@ -11,10 +12,10 @@ from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, tmp_path):
     clock = FakeClock()
-    made = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "one.db", clock=clock)
+    made = opened(request.param, tmp_path, clock)
     yield made
     made.close()
 

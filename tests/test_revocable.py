@@ -1,6 +1,7 @@
 """Sessions that clients keep, with a list of those that ended before their deadline."""
 
 import pytest
+from engines import ENGINES, opened
 from support import SECRET, SOAK, Site, clocked, environ, run
 
 from sessiontree import (
@@ -22,19 +23,16 @@ from sessiontree import (
     with_revocations,
     with_store,
 )
-from sessiontree.stores.memory import MemoryStore
-from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock, FaultyStore
 
 OK = [("Content-Type", "text/plain")]
 DAY = 86_400
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, tmp_path):
     clock = FakeClock()
-    inner = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "s.db", clock=clock)
-    faulty = FaultyStore(inner)
+    faulty = FaultyStore(opened(request.param, tmp_path, clock))
     yield faulty
     faulty.close()
 

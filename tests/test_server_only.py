@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from threading import Barrier, Thread
 
 import pytest
+from engines import ENGINES, opened
 from support import OTHER_SECRET, SECRET, SOAK, Site, environ, run
 
 from sessiontree import (
@@ -30,18 +31,15 @@ from sessiontree import (
     with_outage,
     with_store,
 )
-from sessiontree.stores.memory import MemoryStore
-from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock, FaultyStore
 
 OK = [("Content-Type", "text/plain")]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, tmp_path):
     clock = FakeClock()
-    inner = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "s.db", clock=clock)
-    faulty = FaultyStore(inner)
+    faulty = FaultyStore(opened(request.param, tmp_path, clock))
     yield faulty
     faulty.close()
 

@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from engines import ENGINES, opened
 from support import SECRET, Browser, Site, environ, plain_app, run
 
 from sessiontree import (
@@ -22,7 +23,6 @@ from sessiontree import (
 )
 from sessiontree.records import pack
 from sessiontree.stores.memory import MemoryStore
-from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock, FaultyStore
 
 
@@ -31,9 +31,9 @@ def clock():
     return FakeClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=ENGINES)
 def store(request, clock, tmp_path):
-    engine = MemoryStore(clock=clock) if request.param == "memory" else SqliteStore(tmp_path / "s.db", clock=clock)
+    engine = opened(request.param, tmp_path, clock)
     yield FaultyStore(engine)
     engine.close()
 

@@ -20,7 +20,10 @@ from sessiontree import (
     with_encryption,
     with_idle_timeout,
     with_max_age,
+    with_revocations,
+    with_store,
 )
+from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import FakeClock
 
 
@@ -85,6 +88,41 @@ def test_a_renewed_parent_keeps_its_child():
     s = logged_in()
     s.visit(lambda v, u: v.renew())
     assert s.visit(lambda v, u: dict(u)) == {"u": 1}
+
+
+KEPT = {
+    "in a store": lambda clock: with_store(MemoryStore(clock=clock)),
+    "listed": lambda clock: with_revocations(MemoryStore(clock=clock)),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_an_old_id_under_a_dead_parent_is_refused_for_its_parent(kept):
+    """For a moment after a renewal a write with the old id is a conflict; under a dead parent none could be made."""
+    clock = FakeClock()
+    visitor = Handler("visitor", SECRET, with_clock(clock), kept(clock))
+    s = Site(visitor, visitor.spawn("user"))
+    other = s.another_browser()
+    for browser in (s.browser, other):
+        s.visit(lambda v, u: (v.update(v=1), u.update(u=1)), browser)
+    old, dead = s.browser.jar.get("__Host-user"), other.jar.get("__Host-visitor")
+    s.visit(lambda v, u: u.renew())
+    s.visit(lambda v, u: v.revoke(), other)
+
+    def act(v, u):
+        u.bind(None)
+        u.renew()
+        with pytest.raises(ParentInvalid):
+            u["late"] = 1
+
+    s.visit(act, s.another_browser(), HTTP_COOKIE=f"__Host-visitor={dead}; __Host-user={old}")
+    assert s.answer.code == 200
+    s.visit(
+        lambda v, u: u.update(late=1),
+        s.another_browser(),
+        HTTP_COOKIE=f"__Host-visitor={s.browser.jar.get('__Host-visitor')}; __Host-user={old}",
+    )
+    assert s.answer.code == 409
 
 
 def test_a_replaced_parent_loses_its_child():
