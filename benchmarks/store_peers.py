@@ -6,8 +6,9 @@ does not keep what it was given, is named and left out.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def ours_in_sqlite(uses: Paths, folder: Path) -> Pair:
 
 def flask_session(uses: Paths, folder: Path) -> Pair:
     from cachelib.file import FileSystemCache
+
+    cache = FileSystemCache(str(folder), threshold=0)
+    return flask_session_in({"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": cache}, uses)
+
+
+def flask_session_in(settings: dict[str, Any], uses: Paths) -> Pair:
     from flask import Flask, session
     from flask_session import Session
 
@@ -81,14 +88,16 @@ def flask_session(uses: Paths, folder: Path) -> Pair:
         return app
 
     app = application()
-    app.config["SESSION_TYPE"] = "cachelib"
-    app.config["SESSION_CACHELIB"] = FileSystemCache(str(folder), threshold=0)
-    app.config["SESSION_REFRESH_EACH_REQUEST"] = False
+    app.config.update(settings, SESSION_REFRESH_EACH_REQUEST=False)
     Session(app)
     return Pair(app, application(), wsgi)
 
 
 def beaker(kind: str, uses: Paths, folder: Path) -> Pair:
+    return beaker_in({"session.type": kind, "session.data_dir": str(folder)}, uses)
+
+
+def beaker_in(options: dict[str, Any], uses: Paths) -> Pair:
     from beaker.middleware import SessionMiddleware
 
     def app(environ: wsgi.Environ, start_response: Callable[..., Any]) -> list[bytes]:
@@ -102,8 +111,7 @@ def beaker(kind: str, uses: Paths, folder: Path) -> Pair:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"ok"]
 
-    options = {"session.type": kind, "session.data_dir": str(folder), "session.save_accessed_time": False}
-    return Pair(SessionMiddleware(app, options), app, wsgi)
+    return Pair(SessionMiddleware(app, {**options, "session.save_accessed_time": False}), app, wsgi)
 
 
 def beaker_in_memory(uses: Paths, folder: Path) -> Pair:
@@ -115,12 +123,16 @@ def beaker_in_files(uses: Paths, folder: Path) -> Pair:
 
 
 def django(engine: str, uses: Paths, folder: Path) -> Pair:
+    _set_up_django(folder)
+    return django_in(engine, uses)
+
+
+def django_in(engine: str, uses: Paths) -> Pair:
+    """Return the applications of a Django that is configured."""
     from django.core.handlers.wsgi import WSGIHandler
     from django.http import HttpRequest, HttpResponse
     from django.test import override_settings
     from django.urls import path as route
-
-    _set_up_django(folder)
 
     def view(request: HttpRequest, path: str) -> HttpResponse:
         use = uses.get(path)
@@ -146,7 +158,6 @@ def django(engine: str, uses: Paths, folder: Path) -> Pair:
 
 def _set_up_django(folder: Path) -> None:
     """Configure Django for all its engines at once, which it allows one time in a process."""
-    import django
     from django.conf import settings
 
     if settings.configured:
@@ -154,28 +165,39 @@ def _set_up_django(folder: Path) -> None:
     file = folder / "django.db"
     with sqlite3.connect(file) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
+    locmem = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 100_000}}
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "CONN_MAX_AGE": None}
+    configure_django(locmem, database, SESSION_FILE_PATH=str(folder))
+    from django.db.backends.signals import connection_created
+
+    connection_created.connect(_relax, weak=False)
+    make_table()
+
+
+def configure_django(cache: dict[str, Any], database: dict[str, Any], **more: Any) -> None:
+    """Configure Django with this cache and this database."""
+    import django
+    from django.conf import settings
+
     settings.configure(
         SECRET_KEY=SECRET,
         ALLOWED_HOSTS=["localhost"],
         ROOT_URLCONF=(),
         INSTALLED_APPS=["django.contrib.sessions"],
-        CACHES={
-            "default": {
-                "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-                "OPTIONS": {"MAX_ENTRIES": 100_000},
-            }
-        },
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "CONN_MAX_AGE": None}},
-        SESSION_FILE_PATH=str(folder),
+        CACHES={"default": cache},
+        DATABASES={"default": database},
         USE_TZ=True,
         LOGGING_CONFIG=None,
+        **more,
     )
     django.setup()
+
+
+def make_table() -> None:
+    """Make the table of Django's sessions."""
     from django.contrib.sessions.models import Session
     from django.db import connection as ours_of_this_thread
-    from django.db.backends.signals import connection_created
 
-    connection_created.connect(_relax, weak=False)
     with ours_of_this_thread.schema_editor() as editor:
         editor.create_model(Session)
 
@@ -197,12 +219,18 @@ def django_in_sqlite(uses: Paths, folder: Path) -> Pair:
 
 
 def starsessions(uses: Paths, folder: Path) -> Pair:
+    from starsessions import InMemoryStore
+
+    return starsessions_in(InMemoryStore(), uses)
+
+
+def starsessions_in(store: Any, uses: Paths) -> Pair:
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route
-    from starsessions import InMemoryStore, SessionMiddleware, load_session
+    from starsessions import SessionMiddleware, load_session
 
     async def view(request: Request) -> Response:
         use = uses.get(request.path_params["path"])
@@ -212,7 +240,7 @@ def starsessions(uses: Paths, folder: Path) -> Pair:
         return PlainTextResponse("ok")
 
     routes = [Route("/{path}", view)]
-    sessions = [Middleware(SessionMiddleware, store=InMemoryStore())]
+    sessions = [Middleware(SessionMiddleware, store=store)]
     return Pair(Starlette(routes=routes, middleware=sessions), Starlette(routes=routes), asgi)
 
 
@@ -232,18 +260,30 @@ BUILDERS: dict[str, tuple[str, Callable[[Paths, Path], Pair]]] = {
 
 def pairs(uses: Uses, folder: Path) -> tuple[dict[str, Pair], list[str]]:
     """Return the applications of everything that is installed and works, and a line for each that does not."""
-    found, missing = {}, []
-    for number, (name, (_, build)) in enumerate(BUILDERS.items()):
+
+    def in_a_folder(number: int, build: Callable[[Paths, Path], Pair]) -> Pair:
         own = folder / f"peer{number}"
         own.mkdir()
+        return build(uses, own)
+
+    builders = {name: partial(in_a_folder, number, build) for number, (name, (_, build)) in enumerate(BUILDERS.items())}
+    return working(builders, uses, {ours for ours, _ in BUILDERS.values()})
+
+
+def working(
+    builders: Mapping[str, Callable[[], Pair]], uses: Uses, ours: Collection[str]
+) -> tuple[dict[str, Pair], list[str]]:
+    """Return the applications that can be built and keep their data, and a line for each that cannot; ours must."""
+    found, missing = {}, []
+    for name, build in builders.items():
         try:
-            pair = build(uses, own)
+            pair = build()
             for size in SIZES:
                 working_cookie(name, pair, uses, size)
         except ImportError as error:
             missing.append(f"{name} is not installed ({error}): pip install 'sessiontree[bench]'")
         except Exception as error:
-            if name == BUILDERS[name][0]:  # ours
+            if name in ours:
                 raise
             # A peer may break in any way, and the others are still wanted.
             missing.append(f"{name} counts as not installed, for it does not work: {error!r}")

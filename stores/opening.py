@@ -1,6 +1,7 @@
 """``open_store``: a store by its URL, importing only the engine that is asked for."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import Clock
@@ -15,9 +16,10 @@ __all__ = ["open_store"]
 def open_store(url: str, *, clock: Clock | None = None, **settings: Any) -> "Store":
     """Return the store of this URL.
 
-    ``memory:``, ``sqlite:///relative/path`` and ``sqlite:////absolute/path`` are built in. Raises ConfigError for
-    any other scheme, and StoreUnavailable or StoreCorrupt if the engine cannot be opened. Further settings are the
-    store's own.
+    ``memory:``, ``sqlite:///relative/path`` and ``sqlite:////absolute/path`` are built in; ``redis://``,
+    ``rediss://`` (TLS), ``unix://`` (a Redis socket) and ``postgresql://`` need the extra of that name. Raises
+    ConfigError for any other scheme, and StoreUnavailable or StoreCorrupt if the engine cannot be opened. Further
+    settings are the store's own.
     """
     if not isinstance(url, str):
         raise ConfigError(f"open_store() takes a URL, not {type(url).__name__}.")
@@ -52,4 +54,24 @@ def _sqlite(rest: str, **settings: Any) -> "Store":
     return SqliteStore(path, **settings)
 
 
-_OPENERS: "Final[dict[str, Callable[..., Store]]]" = {"memory": _memory, "sqlite": _sqlite}
+def _redis(rest: str, *, scheme: str = "redis", **settings: Any) -> "Store":
+    from .redis import RedisStore  # noqa: PLC0415 - as above
+
+    return RedisStore.from_url(f"{scheme}:{rest}", **settings)
+
+
+def _postgres(rest: str, **settings: Any) -> "Store":
+    from .postgres import PostgresStore  # noqa: PLC0415 - as above
+
+    return PostgresStore.from_url(f"postgresql:{rest}", **settings)
+
+
+_OPENERS: "Final[dict[str, Callable[..., Store]]]" = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "redis": _redis,
+    "rediss": partial(_redis, scheme="rediss"),
+    "unix": partial(_redis, scheme="unix"),
+    "postgresql": _postgres,
+    "postgres": _postgres,
+}

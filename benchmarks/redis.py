@@ -1,0 +1,98 @@
+"""Sessions in Redis: ``python -m benchmarks.redis``. It starts a Valkey of its own, on a unix socket."""
+
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import partial
+
+from benchmarks import store_peers, wsgi
+from benchmarks.frameworks import SECRET, Pair
+from benchmarks.peers import Uses
+from benchmarks.remote import TESTS, Engine, main
+from sessiontree.stores import open_store
+
+PACKAGES = ("redis", "hiredis", "flask-session", "pyramid_session_redis", "beaker", "django", "starsessions")
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+def engine(stack: ExitStack) -> Engine:
+    """Start the server, and return what is measured on it."""
+    sys.path.append(str(TESTS))
+    from servers.valkey import Valkey
+
+    server = Valkey()
+    server.start()
+    stack.callback(server.remove)
+    store = stack.enter_context(closing(open_store(server.url, prefix=secrets.token_hex(4))))
+    raw = stack.enter_context(socket.socket(socket.AF_UNIX))
+    raw.connect(str(server.path))
+    url = f"unix://{server.path}"
+    return Engine(
+        name="Redis",
+        store=store,
+        floor={"read": partial(_round_trip, raw), "write": partial(_round_trip, raw)},
+        what="one round trip of a raw socket",
+        budgets={"read": 1.6, "write": 3.2},
+        peers={
+            "Flask-Session": partial(_flask_session, url),
+            "pyramid_session_redis": partial(_pyramid, url),
+            "Beaker, ext:redis": partial(_beaker, url),
+            "Django, RedisCache": partial(_django, url),
+            "starsessions": partial(_starsessions, url),
+        },
+    )
+
+
+def _round_trip(raw: socket.socket) -> bytes:
+    raw.sendall(PING)
+    return raw.recv(64)
+
+
+def _flask_session(url: str, uses: Uses) -> Pair:
+    from redis import Redis
+
+    return store_peers.flask_session_in({"SESSION_TYPE": "redis", "SESSION_REDIS": Redis.from_url(url)}, uses)
+
+
+def _beaker(url: str, uses: Uses) -> Pair:
+    return store_peers.beaker_in({"session.type": "ext:redis", "session.url": url}, uses)
+
+
+def _django(url: str, uses: Uses) -> Pair:
+    cache = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url}
+    store_peers.configure_django(cache, {"ENGINE": "django.db.backends.dummy"})
+    return store_peers.django_in("cache", uses)
+
+
+def _starsessions(url: str, uses: Uses) -> Pair:
+    from starsessions.stores.redis import RedisStore
+
+    return store_peers.starsessions_in(RedisStore(url), uses)
+
+
+def _pyramid(url: str, uses: Uses) -> Pair:
+    from pyramid.config import Configurator
+    from pyramid.request import Request
+    from pyramid.response import Response
+    from pyramid_session_redis import RedisSessionFactory
+
+    def view(request: Request) -> Response:
+        use = uses.get(request.matchdict["path"])
+        if use is not None:
+            use(request.session)
+        return Response("ok")
+
+    def application(factory: Callable[..., object] | None) -> Callable[..., object]:
+        config = Configurator(session_factory=factory)
+        config.add_route("all", "/{path}")
+        config.add_view(view, route_name="all")
+        made: Callable[..., object] = config.make_wsgi_app()
+        return made
+
+    return Pair(application(RedisSessionFactory(SECRET, redis_url=url)), application(None), wsgi)
+
+
+if __name__ == "__main__":
+    main(engine, PACKAGES, __doc__)

@@ -1,0 +1,402 @@
+"""The scripts of a RedisStore. Each is one step for the server, and touches one session.
+
+Numbers in Lua are doubles: times before ``EXACT`` are exact, later deadlines only ever compared with such a time, and
+what is not exact is answered ``SLOW``, for Python to do. Texts are compared for equality alone, since their order is
+the locale's. On a single server the scripts keep the indexes of labels too, in the same step; on a cluster, where an
+index lies elsewhere, the name of the indexes is empty and the store does that (``redis_labels``).
+"""
+
+from hashlib import sha1
+from typing import Final
+
+__all__ = [
+    "APPLY",
+    "CREATE",
+    "ELSEWHERE",
+    "FORGET",
+    "GONE",
+    "NUMBER",
+    "PEND",
+    "REAP",
+    "REMOVE",
+    "REVOKE",
+    "SLOW",
+    "SWAP",
+    "Script",
+]
+
+GONE: Final = 0
+"""There is no live session of this proof."""
+
+SLOW: Final = -1
+"""Nothing was done: load the record, and see in Python what is to be done."""
+
+ELSEWHERE: Final = -2
+"""The record has not the label that it must have."""
+
+
+class Script:
+    """A script's text, and the name that the server gives it."""
+
+    def __init__(self, *parts: str) -> None:
+        """Join the parts."""
+        self.text = "\n".join(parts).encode("latin-1")
+        self.name = sha1(self.text, usedforsecurity=False).hexdigest().encode()
+
+
+_EXPIRY: Final = """
+-- The server's own expiry is only for what nobody asks for any more: a minute after our deadline, whatever its clock.
+local function expire(key, left)
+  if left >= 2^52 then
+    redis.call('PERSIST', key)
+  else
+    redis.call('PEXPIRE', key, string.format('%.0f', math.max(left, 0) + 60000))
+  end
+end
+"""
+
+# The last number drawn lies in the index itself, under a name that no handle has. It begins with the time, so that an
+# index which was empty in between goes on behind the numbers it had.
+_INDEX: Final = r"""
+local LAST = '\255'
+
+local function index_of(pair)
+  return index .. redis.sha1hex(pair)
+end
+
+local function leave(key, handle)
+  if redis.call('ZREM', key, handle) == 1 and redis.call('ZCARD', key) == 1 then
+    redis.call('DEL', key)
+  end
+end
+
+local function enter(key, handle, left)
+  local last, kept = redis.call('ZSCORE', key, LAST), 0
+  if last then
+    last, kept = tonumber(last), redis.call('PTTL', key)
+  else
+    local time = redis.call('TIME')
+    last = time[1] * 1000000 + time[2]
+  end
+  local number = string.format('%.0f', last + 1)
+  redis.call('ZADD', key, number, LAST, number, handle)
+  if left >= 2^52 then
+    redis.call('PERSIST', key)
+  elseif kept ~= -1 and left + 60000 > kept then
+    redis.call('PEXPIRE', key, string.format('%.0f', math.max(left, 0) + 60000))
+  end
+end
+
+local function has(labels, pair)
+  return string.find('\n' .. labels .. '\n', '\n' .. pair .. '\n', 1, true)
+end
+
+local function relabelled(labels, name, value)
+  local kept, is_there = {}, value == ''
+  for pair in string.gmatch(labels, '[^\n]+') do
+    if string.sub(pair, 1, #name) ~= name then
+      kept[#kept + 1] = pair
+    elseif not is_there then
+      kept[#kept + 1], is_there = name .. value, true
+    end
+  end
+  if not is_there then kept[#kept + 1] = name .. value end
+  return table.concat(kept, '\n')
+end
+
+local function reindex(before, after, left)
+  if index == '' or before == after then return end
+  local handle = string.sub(KEYS[1], #index, -2)
+  for pair in string.gmatch(before, '[^\n]+') do
+    if not has(after, pair) then leave(index_of(pair), handle) end
+  end
+  for pair in string.gmatch(after, '[^\n]+') do
+    if not has(before, pair) then enter(index_of(pair), handle, left) end
+  end
+end
+"""
+
+_FIRST: Final = "local index = ARGV[1]"
+
+CREATE: Final = Script(
+    _FIRST,
+    _EXPIRY,
+    _INDEX,
+    """
+local now, head, labels = tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local old = redis.call('HMGET', KEYS[1], 'h', 'l')
+if old[1] and #old[1] >= 113 then
+  if string.byte(old[1]) > 1 then return false end
+  local absolute, own, idle = struct.unpack('>i8i8i8', old[1], 50)
+  if now < absolute and now < own and now < idle then return false end
+end
+local before = old[2] or ''
+-- A server without memory refuses the first that is written, and only that: so nothing comes before it without need.
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], 'h', head)
+for first = 5, #ARGV, 1000 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+end
+if labels ~= '' then redis.call('HSET', KEYS[1], 'l', labels) end
+local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
+expire(KEYS[1], math.min(absolute, own, idle) - now)
+reindex(before, '', 0)
+reindex('', labels, absolute - now)
+return before
+""",
+)
+"""index, now, head, labels, names and values -> the labels of an expired record in its place; nil for a live one."""
+
+REMOVE: Final = Script(
+    _FIRST,
+    _INDEX,
+    """
+if redis.call('HGET', KEYS[1], 'h') ~= ARGV[2] then return false end
+local labels = redis.call('HGET', KEYS[1], 'l') or ''
+redis.call('DEL', KEYS[1])
+reindex(labels, '', 0)
+return labels
+""",
+)
+"""index, head -> the labels of the record, which is gone; nil if its head is another."""
+
+REAP: Final = Script(
+    _FIRST,
+    _INDEX,
+    """
+local head, limit = redis.call('HGET', KEYS[1], 'h'), tonumber(ARGV[3])
+if not head or #head < 113 or string.byte(head) ~= 1 then return false end
+local seen = struct.unpack('>i8', head, 18)
+local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
+if ARGV[2] == 'ends' then seen = math.min(absolute, own, idle) end
+if seen >= limit then return false end
+local labels = redis.call('HGET', KEYS[1], 'l') or ''
+redis.call('DEL', KEYS[1])
+reindex(labels, '', 0)
+return labels
+""",
+)
+"""index, ``ends`` or ``seen``, a time -> the labels of the record, which is gone; nil if that comes later."""
+
+REVOKE: Final = Script(
+    _FIRST,
+    _INDEX,
+    """
+local old = redis.call('HMGET', KEYS[1], 'h', 'l')
+local labels = old[2] or ''
+if not old[1] or (ARGV[2] ~= '' and not has(labels, ARGV[2])) then
+  if ARGV[3] and not old[1] then
+    redis.call('HSET', KEYS[1], 'w', '')
+    redis.call('DEL', KEYS[1])
+  end
+  return false
+end
+redis.call('DEL', KEYS[1])
+reindex(labels, '', 0)
+return {old[1], labels}
+""",
+)
+"""index, a label that it must have or nothing -> head and labels of the record, which is gone; nil for none.
+
+With anything behind that, something is written in any case: what replicas confirm of it they confirm of what was
+written before, so a revocation that was not confirmed can be made again.
+"""
+
+_APPLY: Final = r"""
+local proof, now, seen, largest, bump, expects, sets, deletes, adds, labels, flags, size, deadlines_size, soon =
+  struct.unpack('>c32i8i8I4BI2I2I2I2I2BI4I4i8', ARGV[2])
+local named = expects + sets + deletes + adds
+local found = redis.call('HMGET', KEYS[1], 'h', unpack(ARGV, 3, 2 + named))
+local head = found[1]
+if not head then return 0 end
+if #head < 113 or string.byte(head) ~= 1 then return -1 end
+local version, _, was_seen, _, _, was_soon, absolute, own, idle, old_size, old_deadlines =
+  struct.unpack('>i8i8i8i8i8i8i8i8i8I4I4', head, 2)
+if not (now < absolute and now < own and now < idle) then
+  local had = redis.call('HGET', KEYS[1], 'l') or ''
+  redis.call('DEL', KEYS[1])
+  reindex(had, '', 0)
+  return 0
+end
+if string.sub(head, 82, 113) ~= proof then return 0 end
+if version < 1 or version > 2^52 then return -1 end
+
+-- What is there already: what is expected of it, what it leaves, and what increments come to.
+local write, sums = {'h', head}, {}
+if named > 0 then
+  if old_size == 4294967295 or now >= was_soon then return -1 end
+  local values, first_add = 2 + named, expects + sets + deletes
+  size, deadlines_size = size + old_size, deadlines_size + old_deadlines
+  for i = 1, named do
+    local name, text, deadline = ARGV[2 + i], found[1 + i], nil
+    if text and old_deadlines > 0 then
+      local place = string.find(text, '\n', 1, true)
+      if place then text, deadline = string.sub(text, 1, place - 1), string.sub(text, place + 1) end
+    end
+    if i <= expects then
+      if (text or '') ~= ARGV[values + i] then return -1 end
+    else
+      if text then
+        size = size - #name - #text - 1
+        if deadline then deadlines_size = deadlines_size - #name - #deadline - 1 end
+      end
+      if i <= expects + sets then
+        write[#write + 1] = name
+        write[#write + 1] = ARGV[values + i]
+      elseif i > first_add then
+        text = text or '0'
+        if #text > 17 or not (text == '0' or string.find(text, '^%-?[1-9]%d*$')) then return -1 end
+        local value = tonumber(text)
+        local sum = value + tonumber(ARGV[values - deletes + i])
+        if not (math.abs(value) < 2^53 and math.abs(sum) < 2^53) then return -1 end
+        sum = string.format('%.0f', sum)
+        sums[#sums + 1] = sum
+        size = size + #name + #sum + 1
+        if deadline then
+          deadlines_size = deadlines_size + #name + #deadline + 1
+          sum = sum .. '\n' .. deadline
+        end
+        write[#write + 1] = name
+        write[#write + 1] = sum
+      end
+    end
+  end
+  local total = (size > 0 and size + 1 or 2) + (deadlines_size > 0 and deadlines_size + 2 or 0)
+  if total > largest then return -1 end
+  if was_soon < soon then soon = was_soon end
+  if deadlines_size == 0 then soon = 2^62 end
+else
+  size, deadlines_size, soon = old_size, old_deadlines, was_soon
+end
+
+-- The new head. What does not change is copied, for a number of 64 bits would not be exact here.
+local seen8, authenticated8, grace8 = string.sub(head, 18, 25), string.sub(head, 26, 33), string.sub(head, 34, 41)
+local own8, idle8, proofs = string.sub(head, 58, 65), string.sub(head, 66, 73), string.sub(head, 82)
+if was_seen < seen then seen8 = string.sub(ARGV[2], 41, 48) end
+if flags > 0 then
+  if flags % 2 >= 1 then own8 = string.sub(ARGV[2], 81, 88) end
+  if flags % 4 >= 2 then idle8 = string.sub(ARGV[2], 89, 96) end
+  if flags % 8 >= 4 then authenticated8 = string.sub(ARGV[2], 97, 104) end
+  if flags >= 8 then
+    grace8, proofs = string.sub(ARGV[2], 137, 144), string.sub(ARGV[2], 105, 136) .. proof
+  end
+end
+version = version + bump
+write[2] = string.sub(head, 1, 1) .. struct.pack('>i8', version) .. string.sub(head, 10, 17) .. seen8
+  .. authenticated8 .. grace8 .. struct.pack('>i8', soon) .. string.sub(head, 50, 57) .. own8 .. idle8
+  .. struct.pack('>I4I4', size, deadlines_size) .. proofs
+
+-- The new labels.
+local before, after = '', ''
+if labels > 0 then
+  before = redis.call('HGET', KEYS[1], 'l') or ''
+  after = before
+  local first = 3 + named + expects + sets + adds
+  local wanted = ARGV[first + 2 * labels]
+  if wanted and not has(before, wanted) then return -2 end
+  for i = first, first + 2 * labels - 1, 2 do
+    after = relabelled(after, ARGV[i], ARGV[i + 1])
+  end
+  if after ~= before and after ~= '' then
+    write[#write + 1] = 'l'
+    write[#write + 1] = after
+  end
+end
+
+-- Nothing has been written so far. A server without memory refuses the first of these, and no other.
+redis.call('HSET', KEYS[1], unpack(write))
+if deletes > 0 then
+  redis.call('HDEL', KEYS[1], unpack(ARGV, 3 + expects + sets, 2 + expects + sets + deletes))
+end
+if flags % 4 > 0 then
+  own, idle = struct.unpack('>i8i8', own8 .. idle8)
+  expire(KEYS[1], math.min(absolute, own, idle) - now)
+end
+if labels > 0 then
+  if after == '' then redis.call('HDEL', KEYS[1], 'l') end
+  reindex(before, after, absolute - now)
+end
+if labels > 0 or adds > 0 then
+  return {version, before, after, string.format('%.0f', absolute - now), unpack(sums)}
+end
+return version
+"""
+
+APPLY: Final = Script(_FIRST, _EXPIRY, _INDEX, _APPLY)
+"""index, the call, names, values, labels in pairs, and a label that the record must have or nothing at all.
+
+The answer is the version, or, with labels or increments, a list of it, the labels before and after, how many
+milliseconds the record may live, and the sums; or ``GONE``, ``SLOW``, or ``ELSEWHERE`` if it has not that label.
+"""
+
+SWAP: Final = Script(
+    _FIRST,
+    _EXPIRY,
+    _INDEX,
+    """
+if redis.call('HGET', KEYS[1], 'h') ~= ARGV[2] then return 0 end
+local now, labels, gone = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local before = redis.call('HGET', KEYS[1], 'l') or ''
+redis.call('HSET', KEYS[1], 'h', ARGV[3])
+for first = 7 + gone, #ARGV, 1000 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+end
+for first = 7, 6 + gone, 1000 do
+  redis.call('HDEL', KEYS[1], unpack(ARGV, first, math.min(first + 999, 6 + gone)))
+end
+if labels == '' then redis.call('HDEL', KEYS[1], 'l') else redis.call('HSET', KEYS[1], 'l', labels) end
+local absolute, own, idle = struct.unpack('>i8i8i8', ARGV[3], 50)
+expire(KEYS[1], math.min(absolute, own, idle) - now)
+reindex(before, labels, absolute - now)
+return 1
+""",
+)
+"""index, head before, head after, now, labels, how many names to remove, these, names and values -> 1, or 0 if the head
+is another."""
+
+FORGET: Final = Script(
+    "local index = ''",
+    _INDEX,
+    """
+for i = 1, #ARGV, 2 do
+  local number = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if number and tonumber(number) == tonumber(ARGV[i + 1]) then leave(KEYS[1], ARGV[i]) end
+end
+return 1
+""",
+)
+"""handles and their numbers in turn: those that still have it leave the index."""
+
+PEND: Final = Script(
+    r"""
+local time, was_there = redis.call('TIME'), redis.call('EXISTS', KEYS[1]) == 1
+local at = string.format('%.0f', -(time[1] * 1000000 + time[2]))
+for i = 1, #ARGV do redis.call('ZADD', KEYS[1], at, ARGV[i]) end
+local kept = redis.call('PTTL', KEYS[1])
+if not was_there or (kept ~= -1 and kept < 86400000) then redis.call('PEXPIRE', KEYS[1], 86400000) end
+return redis.call('ZSCORE', KEYS[1], '\255') or '0'
+""",
+)
+"""names of entries to come -> the last number drawn. Their own numbers are negative: since when they are under way."""
+
+NUMBER: Final = Script(
+    "local index = ''",
+    _INDEX,
+    """
+local since, time = tonumber(ARGV[1]), redis.call('TIME')
+local until_ = time[1] * 1000000 + time[2] - tonumber(ARGV[2])
+for i = 3, #ARGV, 3 do
+  if ARGV[i + 2] ~= '' then
+    local number = redis.call('ZSCORE', KEYS[1], ARGV[i])
+    if not number or tonumber(number) <= since then enter(KEYS[1], ARGV[i], tonumber(ARGV[i + 2])) end
+  end
+  local begun = redis.call('ZSCORE', KEYS[1], ARGV[i + 1])
+  if begun and -tonumber(begun) <= until_ then redis.call('ZREM', KEYS[1], ARGV[i + 1]) end
+end
+return 1
+""",
+)
+"""a number, an age, then handle, name of the entry to come and how long it may live, or nothing, in turn.
+
+Each handle that may live gets a number, unless it has one behind the given number. Entries to come of that age go.
+"""
