@@ -82,8 +82,9 @@ def _numbered(names: Iterable[str]) -> list[str]:
 
 
 def store_name(url: str) -> str:
-    """Return the scheme of a store's URL."""
-    return url.partition(":")[0].lower()
+    """Return the engine that a store's URL names."""
+    scheme = url.partition(":")[0].lower()
+    return {"unix": "redis", "rediss": "redis", "postgresql": "postgres"}.get(scheme, scheme)
 
 
 def cache_name(spec: str) -> str:
