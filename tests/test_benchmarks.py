@@ -143,3 +143,21 @@ def test_the_benchmark_of_stores_runs_and_prints_every_section(tmp_path):
     assert all(row in done.stdout for row in STORED | VERBS | SUBJECTS)
     for title in TITLES:
         assert title in done.stdout
+
+
+RUNS = {
+    "redis": (["--quick", "--rounds", "30"], "sessiontree small: read 2, write 1"),
+    "postgres": (["--quick"], "sessiontree small: read 2, write 1"),
+    "crowds redis": (["--share", "1000", "--rounds", "3"], "redis: revoke_all()"),
+    "crowds postgres": (["--share", "1000", "--rounds", "3"], "postgres: revoke_all()"),
+}
+
+
+@pytest.mark.parametrize("named", RUNS)
+def test_the_benchmarks_of_servers_run_and_print_their_rows(named):
+    module, *engine = named.split()
+    options, row = RUNS[named]
+    command = [sys.executable, "-m", f"benchmarks.{module}", *engine, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert row in done.stdout
