@@ -39,6 +39,8 @@ soak: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.cookies
 	$(BIN)/python -m benchmarks.stores
+	$(BIN)/python -m benchmarks.redis
+	$(BIN)/python -m benchmarks.postgres
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -1,7 +1,7 @@
 """Measure sessions in PostgreSQL: ``python -m benchmarks.postgres``, from the root of the checkout.
 
 It starts a server of its own, or takes ``--url``, and prints what a session in it adds to a whole request, beside the
-libpq calls that it cannot do without, psycopg's cursors, and another library on the same server. Nothing fails for
+libpq calls that it cannot do without, psycopg's cursors, and other libraries on the same server. Nothing fails for
 being slow.
 """
 
@@ -10,19 +10,23 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import orjson
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks import harness
+from benchmarks import harness, remote, store_peers
 from benchmarks.floor import nothing
+from benchmarks.frameworks import Pair
 from benchmarks.harness import Call, Samples, Spread, Verdict, measure, ratios, table
 from benchmarks.machine import machine
 from benchmarks.made import records
 from benchmarks.payload import COUNTER, SIZES, next_count
+from benchmarks.peers import Uses
 from benchmarks.sessions import SECRET, bare, data_of, filled, reading, three, writing
 from benchmarks.wsgi import App, request
 from sessiontree import Handler, chain, with_store
@@ -36,6 +40,7 @@ CROWD = 5_000
 STINT_NS = 4_000_000
 BUDGET = 1.6
 SAME = {"load": "libpq: the statement of load", "apply, one key": "libpq: the statement of apply"}
+PACKAGES = ("psycopg", "psycopg-binary", "psycopg-pool", "django", "beaker", "flask-session", "sqlalchemy")
 OPERATIONS = {"read": "read 2", "write": "read 2, write 1"}
 
 LEGEND = """\
@@ -143,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     scale = QUICK if options.quick else 1
     rounds = max(3, options.rounds // scale)
-    about = machine(harness.pin(), ("psycopg", "psycopg-binary", "psycopg-pool", "django"))
+    about = machine(harness.pin(), PACKAGES)
     with ExitStack() as stack:
         url, schema = options.url or _own_server(), f"bench_{secrets.token_hex(4)}"
         stack.callback(_dropped, url, schema)
@@ -155,10 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(*about.values(), f"PostgreSQL {version}; {rounds} rounds", "", LEGEND, sep="\n")
         samples = _requests(raw, store, rounds, scale)
         verbs = measure(dict(_verbs(raw, store)), rounds, stint=STINT_NS)
-    shown = [_shown_requests(samples), _shown_verbs(verbs)]
-    print(*shown, sep="\n")
+        print(_shown_requests(samples), _shown_verbs(verbs), sep="\n")
+        engine = _beside_others(raw, store, url)
+        rows, missing = remote.measured(engine, max(3, rounds // 2), max(2, remote.SESSIONS // scale))
+    print(remote.shown(engine, rows), *missing, sep="\n")
     if options.json is not None:
-        harness.save(options.json, {"machine": about, "requests": samples, "verbs": verbs})
+        harness.save(options.json, {"machine": about, "requests": samples, "verbs": verbs, "peers": rows})
 
 
 def _own_server() -> str:
@@ -236,6 +243,57 @@ def _shown_requests(samples: Samples) -> str:
 
 def _row(title: str, net: Sequence[float], floor: Sequence[float]) -> tuple[str, ...]:
     return (title, str(Spread.of([each / 1000 for each in net])), str(Spread.of(ratios(net, floor))))
+
+
+# -- other libraries --------------------------------------------------------------------------------
+
+
+def _beside_others(raw: Bare, store: PostgresStore, url: str) -> remote.Engine:
+    made = [(record.handle, orjson.dumps(data_of("small", on_top=True))) for record in records(SESSIONS, seed=11)]
+    handles = raw.add(made)
+    return remote.Engine(
+        name="PostgreSQL",
+        store=store,
+        floor={"read": raw.read(handles), "write": raw.write(handles)},
+        what="bare libpq, small",
+        budgets={"read": BUDGET, "write": BUDGET},
+        peers={
+            "Django, db": partial(_django, url),
+            "Beaker, ext:database": partial(_beaker, url),
+            "Flask-Session, SQLAlchemy": partial(_flask_session, url),
+        },
+    )
+
+
+def _django(url: str, uses: Uses) -> Pair:
+    place = conninfo_to_dict(url)
+    database = {
+        "ENGINE": "django.db.backends.postgresql", "NAME": place["dbname"], "USER": place["user"],
+        "HOST": place["host"], "PORT": place["port"], "CONN_MAX_AGE": None,
+    }  # fmt: skip
+    store_peers.configure_django({"BACKEND": "django.core.cache.backends.dummy.DummyCache"}, database)
+    store_peers.make_table()
+    return store_peers.django_in("db", uses)
+
+
+def _for_sqlalchemy(url: str) -> str:
+    place = conninfo_to_dict(url)
+    return f"postgresql+psycopg://{place['user']}@/{place['dbname']}?host={place['host']}&port={place['port']}"
+
+
+def _beaker(url: str, uses: Uses) -> Pair:
+    options = {"session.type": "ext:database", "session.url": _for_sqlalchemy(url), "session.table_name": "beaker"}
+    return store_peers.beaker_in(options, uses)
+
+
+def _flask_session(url: str, uses: Uses) -> Pair:
+    from flask_sqlalchemy import SQLAlchemy
+
+    settings = {
+        "SESSION_TYPE": "sqlalchemy", "SESSION_SQLALCHEMY": SQLAlchemy(),
+        "SQLALCHEMY_DATABASE_URI": _for_sqlalchemy(url),
+    }  # fmt: skip
+    return store_peers.flask_session_in(settings, uses)
 
 
 # -- verbs ----------------------------------------------------------------------------------------

@@ -72,13 +72,14 @@ def main(build: Callable[[ExitStack], Engine], packages: Sequence[str], doc: str
         engine = build(stack)  # on the same core, for it inherits that we are pinned
         for record in records(CROWD // share):
             engine.store.create(record)
-        rows, missing = _measured(engine, max(3, options.rounds // share), max(2, SESSIONS // share))
+        rows, missing = measured(engine, max(3, options.rounds // share), max(2, SESSIONS // share))
     print(shown(engine, rows), *missing, sep="\n")
     if options.json is not None:
         harness.save(options.json, {"machine": about, "rows": rows, "missing": missing})
 
 
-def _measured(engine: Engine, rounds: int, sessions: int) -> tuple[list[Row], list[str]]:
+def measured(engine: Engine, rounds: int, sessions: int) -> tuple[list[Row], list[str]]:
+    """Measure ours and every peer, interleaved; also return a line for each peer that is missing."""
     uses = Uses(on_top=True)
     builders = {OURS: lambda: ours(engine.store, uses)} | {
         name: lambda build=build: build(uses) for name, build in engine.peers.items()

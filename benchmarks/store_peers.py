@@ -89,6 +89,9 @@ def flask_session_in(settings: dict[str, Any], uses: Paths) -> Pair:
 
     app = application()
     app.config.update(settings, SESSION_REFRESH_EACH_REQUEST=False)
+    for each in settings.values():
+        if hasattr(each, "init_app"):
+            each.init_app(app)
     Session(app)
     return Pair(app, application(), wsgi)
 

@@ -65,7 +65,7 @@ class Link:
         self.until = 0.0
         """When it goes back to its pool, which may replace it."""
         self.used = 0.0
-        """When it was used last, or 0 if that says nothing any more."""
+        """When it was used last."""
         self._prepared = _PREPARED.setdefault(connection, set()) if prepared else None
         self._wait = _waiter(self.pgconn.socket)
         self._milliseconds = timeout * 1000

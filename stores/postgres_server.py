@@ -97,6 +97,8 @@ class PostgresServer:
         self._links: WeakKeyDictionary[Any, Link] = WeakKeyDictionary()
         self._idle: list[Link] = []
         """Connections of our own pool, the last used one last: the pool itself takes longer to give one."""
+        self._doubted = 0.0
+        """When a connection was lost last: what befell it may have befallen all."""
         self._waiting: list[None] = []
         """One for each thread that waits for the pool."""
         self._closed = False
@@ -134,7 +136,7 @@ class PostgresServer:
             link = self._idle.pop()
         except IndexError:
             link = self._taken(now)
-        if now > link.used + FRESH and not link.is_fresh():
+        if (now > link.used + FRESH or link.used <= self._doubted) and not link.is_fresh():
             link = self._replaced(link, now)
         link.used = now
         try:
@@ -246,8 +248,7 @@ class PostgresServer:
                 self._roll_back(link)
         if is_read_only or link.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             link.connection.close()
-            for other in list(self._links.values()):  # whatever befell this one
-                other.used = 0.0
+            self._doubted = seconds()
 
     def _roll_back(self, link: Link) -> None:
         if link.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):

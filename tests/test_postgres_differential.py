@@ -213,7 +213,7 @@ EVERY_KIND = (
 )  # fmt: skip
 
 
-def corners():
+def corners_of_keys():
     """Yield attributes of a record, and changes that are made one after the other."""
     # Integers, and what merely looks like one.
     for content in NUMERALS:
@@ -225,13 +225,15 @@ def corners():
     for changes in (
         Changes(deletes=("n",), adds={"n": 2}), Changes(deletes=("m",), adds={"m": 2}), Changes(adds={"m": 2, "n": 3}),
         Changes(deletes=("n", "n", "m"), sets={"n": (js(1), 0)}), Changes(deletes=("n",), sets={"n": (js(1), NOW + 5)}),
-        Changes(sets={"m": (js(1), 0)}), Changes(sets={"m": (js(1), NOW)}), Changes(sets={"m": (js(1), 0)}, adds={"m": 2}),
+        Changes(sets={"m": (js(1), 0)}), Changes(sets={"m": (js(1), NOW)}),
+        Changes(sets={"m": (js(1), 0)}, adds={"m": 2}),
         Changes(adds={"n": True}), Changes(adds={"n": 1.5}),
     ):  # fmt: skip
         yield {"fields": one(n=js(5), m=(js(7), NOW + 9))}, changes
     # Keys whose time comes just now, is over, or is not there.
     for changes in (
-        Changes(sets={"b": (js(2), 0)}), Changes(sets=SET), Changes(deletes=("n",)), Changes(deletes=("n", "a", "over")),
+        Changes(sets={"b": (js(2), 0)}), Changes(sets=SET), Changes(deletes=("n",)),
+        Changes(deletes=("n", "a", "over")),
         Changes(adds={"a": 1, "n": 1, "over": 1}), Changes(expects={"a": None, "over": None, "n": js(5)}),
         Changes(expects={"a": js(1)}), Changes(expects={"n": None}), Changes(sets={"a": (js(2), NOW + 3)}),
         Changes(sets={str(each): (js(1), 0) for each in range(9)}), *EVERY_KIND,
@@ -249,6 +251,10 @@ def corners():
         ):  # fmt: skip
             yield others, changes
             yield {"fields": one(**{other: js(1) for other in NESTED})}, changes
+
+
+def corners_of_records():
+    """Yield the same for what is not about single keys."""
     # As large as can be, and a byte more.
     for before in (0, ROOM):
         for more in (-9, -1, 0, 1):
@@ -269,9 +275,11 @@ def corners():
         Changes(labels={"subject": None}), Changes(labels={"subject": None, "w\0": None, "none": None}),
         Changes(labels={"w\0": "é\0", "z": ""}), Changes(labels={"x" * 900: "y" * 900}), Changes(authenticated=0),
         Changes(proof=OTHER_PROOF, grace=NOW + 5), Changes(grace=9), Changes(seen=NOW - 99), Changes(seen=NOW + 99),
-        Changes(own=NOW, idle=NOW + 1), Changes(own=NOW + 5, authenticated=3), *EVERY_KIND,
+        Changes(own=NOW, idle=NOW + 1), Changes(own=NOW + 5, authenticated=3), Changes(seen=NOW - 99, adds={"n": 1}),
+        Changes(seen=NOW + 99, adds={"n": 1}), *EVERY_KIND,
     ):  # fmt: skip
         yield LABELLED, changes
+    yield {"labels": orjson.dumps({'"subject': "bob"}).decode()}, Changes(labels={"subject": "bob"})
 
 
 @pytest.mark.parametrize("way", ["prepared", "together", "unprepared"])
@@ -282,7 +290,7 @@ def test_every_corner_ends_as_in_memory(url, way):
     model = MemoryStore(clock=clock, largest=LARGEST)
     calls = (lambda write: model.apply(*write), lambda write: applied(store, write))
     with closing(store):
-        for more, *changes in corners():
+        for more, *changes in (*corners_of_keys(), *corners_of_records()):
             lives = {"absolute": FOREVER, "own": FOREVER, "idle": FOREVER, **more}
             record = Record(fresh_handle(), "user", NOW - 5, proof=PROOF, seen=NOW - 5, **lives)
             for each in (model, store):

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from servers.postgres import KINDS, run_sql, started
@@ -49,11 +50,12 @@ def store(request, own, clock):
 @pytest.fixture
 def paused(own):
     """A function that stops the server in the middle of whatever it does; it goes on afterwards."""
-    backends = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     pids = []
 
     def pause():
-        pids[:] = [own.process.pid, *(pid for (pid,) in run_sql(own.url, backends))]
+        pids[:] = [own.process.pid]  # first, so that nobody is born meanwhile
+        signal_to(own.process.pid, signal.SIGSTOP)
+        pids.extend(children_of(own.process.pid))
         for pid in pids:
             signal_to(pid, signal.SIGSTOP)
         return go_on
@@ -69,6 +71,14 @@ def paused(own):
 def crash(own):
     """End the server and its children without a word; killed alone, it would leave those behind for a while."""
     own.process.stop(signal.SIGQUIT)
+
+
+def children_of(parent):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid, _, rest = stat.read_text().partition(" ")
+            if int(rest.rpartition(")")[2].split()[1]) == parent:
+                yield int(pid)
 
 
 def signal_to(pid, what):

@@ -54,14 +54,7 @@ def started(kind: str, **settings: str) -> Server:
         os.chown(folder, options["user"], options["group"])
     options["env"] = {"PATH": f"{binaries}:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(folder)}
     data, port = folder / "data", free_port()
-    made = subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
-         "--no-sync", "--no-instructions"],
-        capture_output=True, text=True, check=False, **options,
-    )  # fmt: skip
-    if made.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
-        unavailable(f"initdb of {binaries} failed: {made.stderr.strip() or made.stdout.strip()}.")
+    _initialised(binaries, data, options)
     given = [f"-c{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
     argv = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), *given]
     url = f"postgresql://postgres@/postgres?host={folder}&port={port}"
@@ -98,6 +91,17 @@ def bouncer(behind: Server) -> str:
 def _removed(process: Process, owner: int) -> None:
     if os.getpid() == owner:  # a child of this run may come here too
         process.remove(signal.SIGINT)
+
+
+def _initialised(binaries: Path, data: Path, options: dict[str, Any]) -> None:
+    settings = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions")
+    try:
+        subprocess.run(
+            [binaries / "initdb", "-D", data, *settings], capture_output=True, text=True, check=True, **options
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(data.parent, ignore_errors=True)
+        unavailable(f"initdb of {binaries} failed: {getattr(error, 'stderr', '') or error}.")
 
 
 def connected(url: str, **options: Any) -> Any:
