@@ -1,6 +1,8 @@
 """The same client for ASGI applications: their coroutine is driven by hand, without a server or an event loop."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -9,6 +11,19 @@ Message = dict[str, Any]
 App = Callable[
     [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Coroutine[Any, Any, None]
 ]
+Run = Callable[[Coroutine[Any, Any, None]], object]
+"""What runs a coroutine to its end."""
+
+
+class OnLoop:
+    """The same client for applications that wait for sockets, on an event loop of its own."""
+
+    def __init__(self) -> None:
+        """Begin a loop."""
+        run = asyncio.new_event_loop().run_until_complete
+        self.request = partial(request, run=run)
+        self.cookies_set = partial(cookies_set, run=run)
+
 
 SCOPE: Scope = {
     "type": "http",
@@ -32,18 +47,19 @@ async def _send(message: Message) -> None:
     """Take a message of the response and keep nothing."""
 
 
-def request(app: App, path: str, *cookies: str) -> Callable[[], None]:
+def request(app: App, path: str, *cookies: str, run: Run | None = None) -> Callable[[], None]:
     """Return a call that runs one request to its end; the requests carry the cookies in turn."""
+    drive = run or _run
     scope = _scope(path, "")
     next_headers = cycle([_scope(path, cookie)["headers"] for cookie in cookies]).__next__
 
     def call() -> None:
-        _run(app({**scope, "headers": [*next_headers()], "state": {}}, _receive, _send))
+        drive(app({**scope, "headers": [*next_headers()], "state": {}}, _receive, _send))
 
     return call
 
 
-def cookies_set(app: App, path: str = "/", cookie: str = "") -> str:
+def cookies_set(app: App, path: str = "/", cookie: str = "", run: Run | None = None) -> str:
     """Run one request and return the Cookie header that a browser would send after it."""
     pairs: list[str] = []
 
@@ -54,7 +70,7 @@ def cookies_set(app: App, path: str = "/", cookie: str = "") -> str:
             found = [value.decode() for name, value in message["headers"] if name.lower() == b"set-cookie"]
             pairs.extend(value.partition(";")[0] for value in found)
 
-    _run(app({**_scope(path, cookie), "state": {}}, _receive, send))
+    (run or _run)(app({**_scope(path, cookie), "state": {}}, _receive, send))
     return "; ".join(pairs) or cookie
 
 

@@ -7,7 +7,6 @@ cookie re-issued at a mere read, no logging, no debug mode.
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from benchmarks import asgi, wsgi
@@ -24,7 +23,7 @@ class Pair:
 
     app: Any
     bare: Any
-    client: ModuleType
+    client: Any
     sealed: bool = False
 
 

@@ -5,9 +5,10 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 
-from benchmarks import store_peers, wsgi
+from benchmarks import asgi, store_peers, wsgi
 from benchmarks.frameworks import SECRET, Pair
 from benchmarks.peers import Uses
 from benchmarks.remote import TESTS, Engine, main
@@ -69,7 +70,7 @@ def _django(url: str, uses: Uses) -> Pair:
 def _starsessions(url: str, uses: Uses) -> Pair:
     from starsessions.stores.redis import RedisStore
 
-    return store_peers.starsessions_in(RedisStore(url), uses)
+    return replace(store_peers.starsessions_in(RedisStore(url), uses), client=asgi.OnLoop())
 
 
 def _pyramid(url: str, uses: Uses) -> Pair:
