@@ -84,7 +84,9 @@ def made_connection(pool: Any, timeout: float) -> Any:
     A pool counts what it ever made, and has no word for what is no longer needed. The older protocol takes a quarter
     less time to read, and every release of redis-py speaks it.
     """
-    connection = pool.connection_class(**{**pool.connection_kwargs, "protocol": 2})
+    # A server tells of its maintenance in the newer protocol alone; when it cuts us off, we come back without.
+    settings = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+    connection = pool.connection_class(**{**settings, "protocol": 2})
     for name in ("socket_timeout", "socket_connect_timeout"):
         if getattr(connection, name, timeout) is None:
             setattr(connection, name, timeout)
@@ -102,19 +104,27 @@ class Line:
         self._watched: Any = None
         self._is_ready: Any = None
 
-    def check(self) -> None:
-        """Close the connection if the server has: then something can be read, and nobody asked for anything."""
+    def prepare(self, *, reads: bool) -> None:
+        """Connect, if there is no connection, or, before a write, if the server has closed it.
+
+        Then something can be read, and nobody asked for anything. Sending would connect too, but not as a Sentinel's
+        connection does, which asks for the primary first.
+        """
         connected = self.connection._sock  # noqa: SLF001 - there is no other way to learn this without a round trip
-        if connected is None:
-            return
+        if connected is not None:
+            if reads or not self._has_news(connected):
+                return
+            self.connection.disconnect()
+        self.connection.connect()
+
+    def _has_news(self, connected: Any) -> bool:
         if connected is not self._watched:
             self._watched, self._is_ready = connected, self.connection.can_read
             if hasattr(select, "poll"):  # what replaces threads may take it away
                 poll = select.poll()
                 poll.register(connected.fileno(), select.POLLIN)
                 self._is_ready = poll.poll
-        if self._is_ready(0):
-            self.connection.disconnect()
+        return bool(self._is_ready(0))
 
 
 class Link:
@@ -165,14 +175,14 @@ class Link:
         connection, sent = line.connection, (packed(*command),)
         try:
             try:
-                if not reads:
-                    line.check()
+                line.prepare(reads=reads)
                 connection.send_packed_command(sent)
                 answer = connection.read_response(disable_decoding=True)
             except Disconnected:
                 if not reads:
                     raise
                 connection.disconnect()
+                connection.connect()
                 connection.send_packed_command(sent)
                 answer = connection.read_response(disable_decoding=True)
         except ResponseError:
@@ -248,10 +258,10 @@ class Link:
         """Send commands, and return the connection on which their answers will come."""
         line = self._take()
         if replicas:  # the server counts by connection, so it is asked on the same one
-            commands = [*commands, (b"WAIT", replicas, int(self.timeout * 500))]
+            patience = getattr(line.connection, "socket_timeout", None) or self.timeout
+            commands = [*commands, (b"WAIT", replicas, int(patience * 500))]
         try:
-            if not reads:
-                line.check()
+            line.prepare(reads=reads)
             line.connection.send_packed_command((b"".join([packed(*command) for command in commands]),))
         except BaseException:
             self.drop(line)
@@ -345,6 +355,8 @@ class Link:
 def _name_of(pool: Any) -> str:
     """Return where the server is, without the password."""
     settings = pool.connection_kwargs
+    if hasattr(pool, "service_name"):
+        return f"the primary {pool.service_name}"
     if "path" in settings:
         return str(settings["path"])
     return f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"

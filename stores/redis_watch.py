@@ -159,7 +159,7 @@ class Feed(Announcing):
         """Return a connection that is told of changes from now on; raise what redis-py raises."""
         connection = made_connection(self._pool, PATIENCE)
         try:
-            _asked(connection, "CLIENT", "TRACKING", "OFF")
+            connection.connect()
             own = _asked(connection, "CLIENT", "ID")
             _asked(connection, "CLIENT", "TRACKING", "ON", "REDIRECT", own, "BCAST", "PREFIX", self._prefix)
             _asked(connection, "SUBSCRIBE", CHANNEL)

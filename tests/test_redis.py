@@ -629,7 +629,10 @@ def test_many_are_found_counted_and_relabelled(store):
 
 
 def test_a_revocation_waits_for_replicas_and_says_if_they_do_not_have_it(clock):
-    with own_server() as primary, own_server("--replicaof", f"127.0.0.1 {primary.port}") as replica:
+    with (
+        own_server("--repl-diskless-sync-delay", "0") as primary,
+        own_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+    ):
         store = RedisStore.from_url(primary.url, clock=clock, wait_replicas=1, timeout=5)
         reader = RedisStore.from_url(replica.url, clock=clock)
         with Redis.from_url(primary.url) as client:
