@@ -7,7 +7,7 @@ nobody has asked for since, a minute later.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from threading import Event
 from typing import Any, Final
@@ -17,9 +17,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..clock import Clock, SystemClock
-from ..errors import ConfigError, Conflict, NotImplementedByStore, StoreUnavailable
+from ..errors import ConfigError, Conflict, NotImplementedByStore, SessionError, StoreUnavailable
 from ..records import LARGEST, Changes, Record, Version, changed, check_size, gone
 from .announcing import OnChange, Stop
+from .protocol import Write
 from .redis_index import RedisIndex
 from .redis_keys import ends_of
 from .redis_link import Link
@@ -135,16 +136,26 @@ class RedisStore(RedisIndex, RedisScan):
                 answer = self._link.run(APPLY, self._key(handle), self._inline, *arguments)
             else:
                 answer = self._applied(handle, changes, arguments)
-            if answer.__class__ is list:
-                return _version(answer[0], dict(zip(changes.adds, map(int, answer[4:]), strict=True)))
-            if answer > 0:
-                return Version(answer)
-            if answer == GONE:
-                raise gone()
-            return self._apply_slowly(handle, proof, changes)
+            return self._told(answer, handle, proof, changes)
         finally:
             if self._listeners:
                 self.announce(handle)
+
+    def apply_many(self, writes: Sequence[Write]) -> list[Version | Exception]:
+        """Do what as many calls of ``apply`` do, in one trip if they are about different records and give no label."""
+        handles, now = [handle for handle, _, _ in writes], self._now()
+        asked = [
+            None if changes.labels or changes.proof is not None else arguments_of(proof, changes, now, self.largest)
+            for _, proof, changes in writes
+        ]
+        if None in asked or len(set(handles)) < len(handles):
+            return [_outcome(self.apply, *write) for write in writes]
+        calls = [(self._key(each), self._inline, *(more or ())) for each, more in zip(handles, asked, strict=True)]
+        try:
+            answers = self._link.run_many(APPLY, calls)
+            return [_outcome(self._told, answer, *write) for answer, write in zip(answers, writes, strict=True)]
+        finally:
+            self.announce_all(handles)
 
     def revoke(self, handle: str) -> bool:
         """End the session; return whether it was live."""
@@ -201,6 +212,16 @@ class RedisStore(RedisIndex, RedisScan):
                 entered(handle, answer)
         return answer
 
+    def _told(self, answer: Any, handle: str, proof: bytes, changes: Changes) -> Version:
+        """Return the version that the script answered, or raise what it means; what it left to us is done now."""
+        if answer.__class__ is list:
+            return _version(answer[0], dict(zip(changes.adds, map(int, answer[4:]), strict=True)))
+        if answer > 0:
+            return Version(answer)
+        if answer == GONE:
+            raise gone()
+        return self._apply_slowly(handle, proof, changes)
+
     def _apply_slowly(self, handle: str, proof: bytes, changes: Changes) -> Version:
         """Change the record in Python, and write what differs if its head is still the same."""
         for attempt in range(ATTEMPTS):
@@ -243,6 +264,15 @@ def _linked(client: Any, timeout: float) -> Link:
 
         return ClusterLink(client, timeout)
     return Link(client.connection_pool, timeout)
+
+
+def _outcome(verb: Callable[..., Version], *arguments: Any) -> Version | Exception:
+    try:
+        return verb(*arguments)
+    except StoreUnavailable:
+        raise
+    except (SessionError, TypeError) as error:
+        return error
 
 
 def _name_or_nothing(key: str) -> bytes:

@@ -91,7 +91,15 @@ def site(place):
     return made
 
 
-@pytest.mark.parametrize(("action", "trips"), [(untouched, 0), (read, 1), (read_and_write, 2)])
+def write_all(*sessions):
+    for session in sessions:
+        session["n"] += 1
+
+
+ACTIONS = {"untouched": (untouched, 0), "read": (read, 1), "write": (read_and_write, 2), "write all": (write_all, 2)}
+
+
+@pytest.mark.parametrize(("action", "trips"), ACTIONS.values(), ids=ACTIONS)
 def test_a_chain_of_three_asks_as_rarely_as_can_be(site, place, action, trips):
     for _ in range(5):
         place.reset()
