@@ -444,13 +444,18 @@ def _added(values: dict[str, Any], adds: Mapping[str, int], sets: Mapping[str, F
     """Add to the integers that the keys hold, or are set to in the same change; return the sums."""
     sums = {}
     for key, number in adds.items():
-        value = orjson.loads(bytes(sets[key][0])) if key in sets else values.get(key, 0)
+        value = _set_to(sets[key][0]) if key in sets else values.get(key, 0)
         if type(value) is not int:
             raise TypeError(f"incr() adds to integers, and the key {key!r} holds something else.")
         if not SMALLEST_INT <= value + number <= LARGEST_INT:
             raise TypeError(f"The key {key!r} would no longer fit into 64 bits: use a Decimal or a str.")
         values[key] = sums[key] = value + number
     return sums
+
+
+def _set_to(content: Content) -> Any:
+    """Return the value that a content is, or None for bytes that are none, however they look."""
+    return orjson.loads(bytes(content)) if content.__class__ is Json else None
 
 
 def _check_form(form: int) -> None:

@@ -306,6 +306,14 @@ class Applying(StoreCases):
             store.apply(record.handle, PROOF, Changes(adds={"n": 1}))
         assert loaded(store, record.handle) == before
 
+    @pytest.mark.parametrize("content", [b"", b"5", b"\xff"], ids=ascii)
+    def test_bytes_are_no_integer_though_they_look_like_one(self, store: Store, content: bytes) -> None:
+        record = new(store, fields=fields(n=(js(1), 0)))
+        before = loaded(store, record.handle)
+        with pytest.raises(TypeError):
+            store.apply(record.handle, PROOF, Changes(sets={"n": (content, 0)}, adds={"n": 1}))
+        assert loaded(store, record.handle) == before
+
     def test_expected_contents_let_the_changes_through(self, store: Store, clock: FakeClock) -> None:
         record = new(store, fields=fields(a=js({"x": [1]}), b=b"\0", over=(js(1), clock.now())))
         expects: dict[str, Content | None] = {"a": js({"x": [1]}), "b": b"\0", "missing": None, "over": None}
