@@ -40,12 +40,6 @@ NUMBERS = itertools.count(1)
 KINDS = ["valkey", "redis", *(["given"] if valkey.given_url() else [])]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _servers():
-    yield
-    valkey.stop_all()
-
-
 @pytest.fixture(params=KINDS, scope="module")
 def url(request):
     """The URL of a server; ``given`` is the one that SESSIONTREE_TEST_REDIS_URL names."""

@@ -31,8 +31,7 @@ ENOUGH = settings(deadline=None, max_examples=60 * SOAK, suppress_health_check=l
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def server(request):
-    yield valkey.started(request.param)
-    valkey.stop_all()
+    return valkey.started(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,7 @@ NUMBERS = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def server():
-    yield valkey.started("valkey")
-    valkey.stop_all()
+    return valkey.started("valkey")
 
 
 @pytest.fixture(scope="module")

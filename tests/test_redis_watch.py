@@ -35,8 +35,7 @@ THREAD = "sessiontree-watch"
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def server(request):
-    yield valkey.started(request.param)
-    valkey.stop_all()
+    return valkey.started(request.param)
 
 
 @pytest.fixture

@@ -11,12 +11,6 @@ from sessiontree import Handler, with_store
 from sessiontree.stores import open_store
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _servers():
-    yield
-    valkey.stop_all()
-
-
 class Redis:
     """A store on Valkey through a relay, and a look at the commands that the server was given."""
 

@@ -358,7 +358,7 @@ def test_every_kept_type_comes_back_exactly(store, kind):
     back = s.visit(dict)
     del back["later"]
     assert back == VALUES
-    assert [type(value) for value in back.values()] == [type(value) for value in VALUES.values()]
+    assert {key: type(value) for key, value in back.items()} == {key: type(value) for key, value in VALUES.items()}
     assert math.copysign(1, back["float"]) == -1
 
 
