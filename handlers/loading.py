@@ -1,8 +1,8 @@
 """One trip to a store for all the sessions of a request: at the first look at any of them, and to write them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadCookie, StoreError, StoreUnavailable
 from .caching import Wanted, fetched
@@ -45,23 +45,24 @@ class Batch:
         """Have several writes made in one trip, if the store can; ``apply`` then says what came of each."""
         apply_many = getattr(self.store, "apply_many", None)
         several = [] if apply_many is None else list(writes)
-        if apply_many is None or len(several) == 1:
+        if apply_many is None or len(several) < 2:  # noqa: PLR2004 - one is no more than apply()
             return
-        try:
-            outcomes = apply_many(several)
-        except StoreError as error:
-            outcomes = [error] * len(several)
-        for (handle, _, changes), outcome in zip(several, outcomes, strict=True):
-            self._written[handle] = changes, outcome
+        self._written = {
+            handle: (changes, outcome)
+            for (handle, _, changes), outcome in zip(several, _outcomes(apply_many, several), strict=True)
+        }
 
     def apply(self, handle: str, proof: bytes, changes: "Changes") -> "Version":
         """Do what the store's ``apply`` does, or say what came of it if it has been done."""
         made, outcome = self._written.pop(handle, (None, None))
         if outcome is None or made != changes:
             return self.store.apply(handle, proof, changes)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        finally:
+            del outcome  # Its traceback holds this frame.
 
     def _load(self, asked: list[Wanted]) -> None:
         """Load these and all that is wanted, all in one trip."""
@@ -74,6 +75,15 @@ class Batch:
         except StoreUnavailable:
             self._is_down = True
             raise
+
+
+def _outcomes(apply_many: "Callable[..., list[Version | Exception]]", writes: "list[Write]") -> "list[Any]":
+    """Return what came of each write; of an outage an error for each. None holds a frame, which would hold it."""
+    try:
+        outcomes = apply_many(writes)
+    except StoreError as error:
+        return [type(error)(*error.args) for _ in writes]
+    return [each.with_traceback(None) if isinstance(each, Exception) else each for each in outcomes]
 
 
 def _named(wanted: "list[tuple[Handler, str]]") -> Iterator[Wanted]:

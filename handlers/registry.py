@@ -18,9 +18,9 @@ from .server_only import ServerOnlySession
 from .session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from ..stores.protocol import Store
+    from ..stores.protocol import Store, Write
     from .handler import Handler
     from .transport import Header
 
@@ -231,10 +231,17 @@ class Registry:
         return answers
 
     def _write_together(self, batches: dict[int, Batch]) -> None:
-        """Write what sessions of one store have to write in one trip."""
+        """Write what sessions of one store have to write in one trip, as far as nothing before it may be refused."""
         for batch in batches.values():
-            waiting = (session.plain_write(batch) for session in self._sessions.values())
-            batch.write(write for write in waiting if write is not None)
+            batch.write(self._plain_writes(batch))
+
+    def _plain_writes(self, batch: Batch) -> "Iterator[Write]":
+        for session in self._sessions.values():
+            write = session.plain_write(batch)
+            if write is not None:
+                yield write
+            elif session.has_more_to_say:
+                return
 
 
 def clash_between(handler: "Handler", other: "Handler") -> str | None:

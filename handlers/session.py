@@ -444,6 +444,11 @@ class Session(Life, MutableMapping[str, Any]):
         """Return what this batch may write for us together with others, or None."""
         return None
 
+    @property
+    def has_more_to_say(self) -> bool:
+        """Whether this session may have to write what is no plain write, and may be refused it."""
+        return self.state == LIVE and self._changes != 0
+
     def attach(self, batch: "Batch | None") -> None:
         """Read from this batch, or alone, where the handler has a store; called once, before the first look."""
 

@@ -132,7 +132,10 @@ class WritingSession(TrackedSession):
             found = self._store.load(record.handle, ())
             if found is not None and compare_digest(found.proof, changes.proof):
                 return Version(found.version)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # Its traceback holds this frame.
 
     def _lose(self) -> None:
         """Be gone: another request ended or renewed the session. The client may hold its new token already."""
