@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadCookie, StoreError, StoreUnavailable
+from ..errors import BadCookie, StoreCorrupt, StoreError, StoreUnavailable
 from .caching import Wanted, fetched
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Batch:
 
     def write(self, writes: "Iterable[Write]") -> None:
         """Have several writes made in one trip, if the store can; ``apply`` then says what came of each."""
+        self._written = {}
         apply_many = getattr(self.store, "apply_many", None)
         several = [] if apply_many is None else list(writes)
         if apply_many is None or len(several) < 2:  # noqa: PLR2004 - one is no more than apply()
@@ -52,11 +53,20 @@ class Batch:
             for (handle, _, changes), outcome in zip(several, _outcomes(apply_many, several), strict=True)
         }
 
+    def made(self, handle: str) -> "Changes | None":
+        """Return the very changes that this commit has made to a record already; None if there are none."""
+        written = self._written.get(handle)
+        return None if written is None else written[0]
+
+    def forget_written(self) -> None:
+        """Be done with what this commit wrote, whether or not everybody has asked what came of it."""
+        self._written = {}
+
     def apply(self, handle: str, proof: bytes, changes: "Changes") -> "Version":
-        """Do what the store's ``apply`` does, or say what came of it if it has been done."""
-        made, outcome = self._written.pop(handle, (None, None))
-        if outcome is None or made != changes:
+        """Do what the store's ``apply`` does, or say what came of it if these very changes have been made."""
+        if self.made(handle) is not changes:
             return self.store.apply(handle, proof, changes)
+        _, outcome = self._written.pop(handle)
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -82,7 +92,8 @@ def _outcomes(apply_many: "Callable[..., list[Version | Exception]]", writes: "l
     try:
         outcomes = apply_many(writes)
     except StoreError as error:
-        return [type(error)(*error.args) for _ in writes]
+        kind = StoreCorrupt if isinstance(error, StoreCorrupt) else StoreUnavailable
+        return [kind(str(error)) for _ in writes]
     return [each.with_traceback(None) if isinstance(each, Exception) else each for each in outcomes]
 
 

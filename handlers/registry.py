@@ -219,12 +219,17 @@ class Registry:
         if self._context is not None and self._context.replacing:
             for session in self._sessions.values():
                 session.end_replaced(failed)
-        if not failed and self._context is not None and self._context.batches is not None:
-            self._write_together(self._context.batches)
-        for session in self._sessions.values():
-            answer = session.answer(failed)
-            if answer is not None:
-                answers.append((session.handler.transport.response_header, answer))
+        batches = None if self._context is None else self._context.batches
+        if batches is not None and not failed:
+            self._write_together(batches)
+        try:
+            for session in self._sessions.values():
+                answer = session.answer(failed)
+                if answer is not None:
+                    answers.append((session.handler.transport.response_header, answer))
+        finally:
+            for batch in () if batches is None else batches.values():
+                batch.forget_written()
         if not failed and self._context is not None and self._context.merging:
             for session in self._sessions.values():
                 session.end_merged()

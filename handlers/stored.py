@@ -294,7 +294,7 @@ class StoredSession(LimitedSession):
         elif self._changes == DATA and not failed and self._is_plain(record):
             # What nearly every write is: a few keys and nothing else.
             if self._written:
-                changes = Changes(*self._edits(record.handle))
+                changes = self._made(record) or Changes(*self._edits(record.handle))
                 self._apply(changes)
                 self._applied.append(changes)
                 self._written.clear()
@@ -316,6 +316,10 @@ class StoredSession(LimitedSession):
         if record is None or changes is None or changes.proof is not None or changes.labels:
             return None
         return record.handle, record.proof, changes
+
+    def _made(self, record: Record) -> Changes | None:
+        """Return what the batch has written for us. It is not worked out again: a nonce or a flash would be another."""
+        return None if self._batch is None else self._batch.made(record.handle)
 
     def _is_plain(self, record: Record) -> bool:
         """Tell whether the session has nothing but keys that last, none of which could change in place."""
@@ -376,9 +380,9 @@ class StoredSession(LimitedSession):
     def _update(self, *, failed: bool, late: bool = False) -> None:
         """Apply what this request changed."""
         record, asked = self._record, self._changes & IDENTITY
-        changes = self._renewal_only() if failed else self._pending(late=late)
         if record is None:
             return
+        changes = self._renewal_only() if failed else self._made(record) or self._pending(late=late)
         if changes is None and self._changes & KEY and not failed and self._answered is None:
             changes = Changes(seen=self.handler.now())  # Only a token that is still the newest is signed again.
         if changes is not None:

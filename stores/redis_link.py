@@ -217,6 +217,8 @@ class Link:
 
         If so many replicas do not confirm in time what it wrote, that is StoreUnavailable, though it is written.
         """
+        if replicas and calls:  # or too few replicas would hide that the server does not know the script
+            self.load(script)
         commands = [(b"EVALSHA", script.name, 1, *call) for call in calls]
         answers = self._in_batches(commands, reads=False, replicas=replicas)
         missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]

@@ -707,3 +707,16 @@ def test_every_example_of_the_page_runs(url, monkeypatch):
 def test_the_page_lists_the_rights_that_are_enough():
     [block] = re.findall(r"\n    ACL SETUSER shop (.*?)\n\n", PAGE.read_text(), re.DOTALL)
     assert sorted(block.replace("shop", "app").replace("password", "secret").split()) == sorted(RIGHTS.split())
+
+
+def test_a_revocation_that_no_replica_confirms_is_made_though_the_script_was_not_known(clock):
+    with (
+        own_server() as lone,
+        closing(RedisStore.from_url(lone.url, clock=clock, wait_replicas=1, timeout=0.4)) as store,
+    ):
+        for end in (lambda handle: store.revoke(handle), lambda handle: store.revoke_where("subject", "bob")):
+            record = new(store, labels={"subject": "bob"})
+            store._link.read(b"SCRIPT", b"FLUSH")
+            with pytest.raises(StoreUnavailable, match="0 of 1"):
+                end(record.handle)
+            assert store.load(record.handle) is None

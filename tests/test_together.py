@@ -10,12 +10,16 @@ from sessiontree import (
     SessionError,
     StoreUnavailable,
     with_clock,
+    with_encryption,
     with_events,
     with_idle_timeout,
     with_max_sessions,
     with_store,
 )
+from sessiontree.handlers.loading import Batch
+from sessiontree.records import Changes
 from sessiontree.stores.conformance import StoreConformance
+from sessiontree.stores.conformance_tools import js
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import FakeClock
@@ -212,3 +216,36 @@ def test_what_is_refused_lets_nothing_be_written_behind_it(store, clock):
     s.visit(lambda v, u, j, o: (u.bind("ann"), j.update(n=2), o.update(n=2)))
     assert s.answer.code == 409
     assert s.visit(lambda v, u, j, o: (j.get("n"), o["n"])) == (1, 1)
+
+
+def test_a_flash_message_is_written_once(site, store):
+    site.visit(lambda visitor, user, job: (visitor.flash("hello"), job.update(n=5)))
+    assert store.trips == [2]
+    assert site.visit(lambda visitor, user, job: visitor.flashes()) == [("message", "hello")]
+
+
+def test_sealed_fields_are_written_once(store, clock):
+    visitor = Handler("visitor", SECRET, with_clock(clock), with_store(store), with_encryption())
+    s = Site(visitor, visitor.spawn("user"))
+    s.visit(lambda *sessions: [session.update(n=1) for session in sessions])
+    store.trips.clear()
+    s.visit(everywhere)
+    assert store.trips == [2]
+    assert s.visit(numbers) == [2, 2]
+
+
+def test_what_came_of_one_commit_is_not_told_in_the_next(site, store):
+    gone = site.visit(lambda visitor, user, job: visitor.handle)
+    user_handle = site.visit(lambda visitor, user, job: user.handle)
+    batch = Batch(store, [])
+    write = (user_handle, store.load(user_handle).proof, Changes(sets={"n": (js(3), 0)}))
+    batch.write([write, (gone, b"x" * 32, Changes(sets={"n": (js(3), 0)}))])
+    assert batch.made(user_handle) is write[2]
+    batch.forget_written()
+    assert batch.made(user_handle) is None
+    batch.write([write, (gone, b"x" * 32, Changes(sets={"n": (js(3), 0)}))])
+    batch.write([])
+    assert batch.made(user_handle) is None
+    trips = len(store.trips)
+    assert batch.apply(*write) == store.load(user_handle).version
+    assert len(store.trips) == trips + 1
