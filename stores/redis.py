@@ -26,7 +26,7 @@ from .redis_keys import ends_of
 from .redis_link import Link
 from .redis_record import arguments_of, difference, hash_of, name_of, pair_of, partial_record_of, record_of
 from .redis_scan import RedisScan
-from .redis_scripts import APPLY, CREATE, GONE, REVOKE, SWAP
+from .redis_scripts import ANYWAY, APPLY, CREATE, GONE, REVOKE, SWAP
 from .redis_watch import Feed
 
 __all__ = ["RedisStore"]
@@ -68,6 +68,7 @@ class RedisStore(RedisIndex, RedisScan):
         super().__init__(_linked(client, timeout), prefix, clock or SystemClock())
         self.largest = largest
         self._replicas = wait_replicas
+        self._anyway = (ANYWAY,) if wait_replicas else ()
         self._client = client
 
     @classmethod
@@ -252,9 +253,10 @@ class RedisStore(RedisIndex, RedisScan):
 
     def _revoked(self, handle: str) -> Any:
         """Return head and labels of a record that is gone now, None if there was none."""
-        if not self._replicas:
-            return self._link.run(REVOKE, self._key(handle), self._inline, b"")
-        return self._link.run_many(REVOKE, [(self._key(handle), self._inline, b"", b"w")], self._replicas)[0]
+        call = (self._key(handle), self._inline, b"", *self._anyway)
+        if self._replicas:
+            return self._link.run_many(REVOKE, [call], self._replicas)[0]
+        return self._link.run(REVOKE, *call)
 
 
 def _linked(client: Any, timeout: float) -> Link:

@@ -49,13 +49,13 @@ class ClusterLink(Link):
         super().__init__(node.redis_connection.connection_pool, timeout)
         self.name = f"the cluster of {node.name}"
 
-    def ask(self, command: Command, *, reads: bool) -> Any:
+    def ask(self, command: Command, *, reads: bool, replicas: int = 0) -> Any:
         """Return the answer to a command, from whichever node has its key now."""
         key = command[_KEY_AT.get(command[0], 1)]
         link, is_asking = self._link_of(key), False
         for hop in range(HOPS):
             try:
-                return _asked(link, command, reads=reads, is_asking=is_asking)
+                return _asked(link, command, reads=reads, replicas=replicas, is_asking=is_asking)
             except MovedError as error:
                 self._renew()
                 link, is_asking = self._link_at(error.host, error.port), False
@@ -97,7 +97,7 @@ class ClusterLink(Link):
                 link.drop(line)
         for place, answer in enumerate(answers):
             if isinstance(answer, AskError | TryAgainError | ClusterDownError):
-                answers[place] = self._asked_again(commands[place], reads=reads)
+                answers[place] = self._asked_again(commands[place], reads=reads, replicas=replicas)
         return answers
 
     def load(self, script: Script) -> None:
@@ -126,9 +126,9 @@ class ClusterLink(Link):
 
     # -- within ----------------------------------------------------------------------------
 
-    def _asked_again(self, command: Command, *, reads: bool) -> Any:
+    def _asked_again(self, command: Command, *, reads: bool, replicas: int) -> Any:
         try:
-            return self.ask(command, reads=reads)
+            return self.ask(command, reads=reads, replicas=replicas)
         except ResponseError as error:
             return error
 
@@ -159,11 +159,12 @@ class ClusterLink(Link):
             self._client.nodes_manager.initialize()
 
 
-def _asked(link: Link, command: Command, *, reads: bool, is_asking: bool) -> Any:
+def _asked(link: Link, command: Command, *, reads: bool, replicas: int, is_asking: bool) -> Any:
     """Return a node's answer; ``is_asking`` is for a key that is on the move to it."""
-    if not is_asking:
+    if not (is_asking or replicas):
         return link.ask(command, reads=reads)
-    answer = link.ask_many([(b"ASKING",), command], reads=reads)[1]
+    commands = [(b"ASKING",), command] if is_asking else [command]
+    *_, answer = link.ask_many(commands, reads=reads, replicas=replicas)
     if isinstance(answer, ResponseError):
         raise answer
     return answer

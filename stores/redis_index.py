@@ -15,7 +15,7 @@ from .redis_apart import LAST, RedisApart
 from .redis_keys import bytes_of, ends_of, text_of
 from .redis_link import BATCH
 from .redis_record import arguments_of, digest_of, pair_of
-from .redis_scripts import APPLY, FORGET, REVOKE
+from .redis_scripts import ANYWAY, APPLY, FORGET, REVOKE
 
 __all__ = ["RedisIndex"]
 
@@ -35,6 +35,7 @@ class RedisIndex(RedisApart):
 
     largest: int
     _replicas: int
+    _anyway: tuple[bytes, ...]
 
     def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records that have the label, in the order in which they got it."""
@@ -81,19 +82,27 @@ class RedisIndex(RedisApart):
         return moved
 
     def revoke_where(self, label: str, value: str) -> int:
-        """Revoke every record that has the label, a batch at a time."""
+        """Revoke every record that has the label, a batch at a time.
+
+        Where replicas are asked, something is written in any case: what they did not confirm in time the last time may
+        have left nothing to revoke.
+        """
         self._link.check_open()
-        live = 0
+        live, has_written = 0, not self._replicas
         for entries in self._entries(label, value, 0):
             pair = pair_of(label, value)
             try:
-                calls = [(self._key(each.handle), self._inline, pair) for each in entries]
+                calls = [(self._key(each.handle), self._inline, pair, *self._anyway) for each in entries]
                 answers = self._link.run_many(REVOKE, calls, self._replicas)
             finally:
                 self.announce_all(entry.handle for entry in entries)
             now = self._now()
             live += sum(answer is not None and now < ends_of(answer[0]) for answer in answers)
-            self._forget(label, value, [entry for entry, found in zip(entries, answers, strict=True) if found is None])
+            has_written = has_written or any(answer is not None for answer in answers)
+            gone = [entry for entry, answer in zip(entries, answers, strict=True) if not (answer and answer[0])]
+            self._forget(label, value, gone)
+        if not has_written:
+            self._link.run_many(REVOKE, [(self._index + ANYWAY, self._inline, b"", ANYWAY)], self._replicas)
         return live
 
     # -- within ----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class RedisKeys(Announcing):
         self._link = link
         self._before = prefix.encode("utf-8", "surrogatepass") + b":{"
         self._index = prefix.encode("utf-8", "surrogatepass") + b":i:"
+        self._due = self._index + b"due"
         self._inline = b"" if link.is_apart else self._index
         """What scripts are told of the indexes: nothing, if these lie elsewhere."""
         self._swept_to = ""

@@ -217,8 +217,6 @@ class Link:
 
         If so many replicas do not confirm in time what it wrote, that is StoreUnavailable, though it is written.
         """
-        if replicas and calls:  # or too few replicas would hide that the server does not know the script
-            self.load(script)
         commands = [(b"EVALSHA", script.name, 1, *call) for call in calls]
         answers = self._in_batches(commands, reads=False, replicas=replicas)
         missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
@@ -284,7 +282,9 @@ class Link:
             raise
         self._put(line)
         if replicas:
-            self._check_replicas(answers.pop(), replicas)
+            confirmed = answers.pop()
+            if any(map(_has_written, answers)):
+                self._check_replicas(confirmed, replicas)
         return answers
 
     def drop(self, line: Line) -> None:
@@ -352,6 +352,11 @@ class Link:
         self._inherited, self._idle = deque([*self._inherited, *self._idle]), deque()
         for line in self._inherited:
             line.connection.disconnect()
+
+
+def _has_written(answer: Any) -> bool:
+    """Tell whether a script's answer says that it changed something; errors, and that nothing was there, do not."""
+    return answer.__class__ is list or (answer.__class__ is int and answer > 0)
 
 
 def _name_of(pool: Any) -> str:

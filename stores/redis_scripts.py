@@ -10,6 +10,7 @@ from hashlib import sha1
 from typing import Final
 
 __all__ = [
+    "ANYWAY",
     "APPLY",
     "CREATE",
     "ELSEWHERE",
@@ -22,6 +23,7 @@ __all__ = [
     "REVOKE",
     "SLOW",
     "SWAP",
+    "SWEEP",
     "Script",
 ]
 
@@ -104,9 +106,8 @@ local function relabelled(labels, name, value)
   return table.concat(kept, '\n')
 end
 
-local function reindex(before, after, left)
+local function reindex(handle, before, after, left)
   if index == '' or before == after then return end
-  local handle = string.sub(KEYS[1], #index, -2)
   for pair in string.gmatch(before, '[^\n]+') do
     if not has(after, pair) then leave(index_of(pair), handle) end
   end
@@ -116,12 +117,65 @@ local function reindex(before, after, left)
 end
 """
 
+# One more index says when to look whether a record has expired: at its deadline of when it was entered. That may have
+# moved on since, so whoever looks enters it anew; a deadline that comes nearer enters it at once. What the server
+# removes by itself is forgotten by the records to come, two for each, so the index never outgrows what lives.
+_DUE: Final = r"""
+local function handle_of(key)
+  return string.sub(key, #index, -2)
+end
+
+local function key_of(handle)
+  return string.sub(index, 1, -3) .. '{' .. handle .. '}'
+end
+
+local function plan(handle, ends, now)
+  if index == '' then return end
+  if ends - now >= 2^52 then
+    redis.call('ZREM', index .. 'due', handle)
+    return
+  end
+  local kept, wanted = redis.call('PTTL', index .. 'due'), math.max(ends - now, 0) + 86400000
+  redis.call('ZADD', index .. 'due', string.format('%.0f', ends), handle)
+  if wanted > kept then redis.call('PEXPIRE', index .. 'due', string.format('%.0f', wanted)) end
+end
+
+local function erase(key, labels)
+  local handle = handle_of(key)
+  redis.call('DEL', key)
+  if index ~= '' then redis.call('ZREM', index .. 'due', handle) end
+  reindex(handle, labels, '', 0)
+end
+
+local function overdue(before, most)
+  local due, over = index .. 'due', {}
+  local found = redis.call('ZRANGEBYSCORE', due, '-inf', string.format('(%.0f', before), 'LIMIT', 0, most)
+  for _, handle in ipairs(found) do
+    local head, ends = redis.pcall('HGET', key_of(handle), 'h'), nil
+    if type(head) == 'string' then
+      ends = before + 3600000 -- what a newer release wrote it looks at itself
+      if #head >= 113 and string.byte(head) == 1 then
+        local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
+        ends = math.min(absolute, own, idle)
+      end
+    end
+    if ends and ends < before then
+      over[#over + 1] = handle
+    elseif not ends or type(redis.pcall('ZADD', due, string.format('%.0f', ends), handle)) == 'table' then
+      redis.call('ZREM', due, handle) -- without memory nothing is entered, and the server's own expiry is enough
+    end
+  end
+  return #found, over
+end
+"""
+
 _FIRST: Final = "local index = ARGV[1]"
 
 CREATE: Final = Script(
     _FIRST,
     _EXPIRY,
     _INDEX,
+    _DUE,
     """
 local now, head, labels = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local old = redis.call('HMGET', KEYS[1], 'h', 'l')
@@ -139,9 +193,12 @@ for first = 5, #ARGV, 1000 do
 end
 if labels ~= '' then redis.call('HSET', KEYS[1], 'l', labels) end
 local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
-expire(KEYS[1], math.min(absolute, own, idle) - now)
-reindex(before, '', 0)
-reindex('', labels, absolute - now)
+local handle, ends = handle_of(KEYS[1]), math.min(absolute, own, idle)
+expire(KEYS[1], ends - now)
+reindex(handle, before, '', 0)
+reindex(handle, '', labels, absolute - now)
+plan(handle, ends, now)
+if index ~= '' then overdue(now - 120000, 2) end
 return before
 """,
 )
@@ -150,11 +207,11 @@ return before
 REMOVE: Final = Script(
     _FIRST,
     _INDEX,
+    _DUE,
     """
 if redis.call('HGET', KEYS[1], 'h') ~= ARGV[2] then return false end
 local labels = redis.call('HGET', KEYS[1], 'l') or ''
-redis.call('DEL', KEYS[1])
-reindex(labels, '', 0)
+erase(KEYS[1], labels)
 return labels
 """,
 )
@@ -163,6 +220,7 @@ return labels
 REAP: Final = Script(
     _FIRST,
     _INDEX,
+    _DUE,
     """
 local head, limit = redis.call('HGET', KEYS[1], 'h'), tonumber(ARGV[3])
 if not head or #head < 113 or string.byte(head) ~= 1 then return false end
@@ -171,35 +229,36 @@ local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
 if ARGV[2] == 'ends' then seen = math.min(absolute, own, idle) end
 if seen >= limit then return false end
 local labels = redis.call('HGET', KEYS[1], 'l') or ''
-redis.call('DEL', KEYS[1])
-reindex(labels, '', 0)
+erase(KEYS[1], labels)
 return labels
 """,
 )
 """index, ``ends`` or ``seen``, a time -> the labels of the record, which is gone; nil if that comes later."""
 
+ANYWAY: Final = b"w"
+"""What a revocation is told that must write something for replicas to confirm."""
+
 REVOKE: Final = Script(
     _FIRST,
     _INDEX,
+    _DUE,
     """
 local old = redis.call('HMGET', KEYS[1], 'h', 'l')
 local labels = old[2] or ''
 if not old[1] or (ARGV[2] ~= '' and not has(labels, ARGV[2])) then
-  if ARGV[3] and not old[1] then
-    redis.call('HSET', KEYS[1], 'w', '')
-    redis.call('DEL', KEYS[1])
-  end
-  return false
+  if old[1] or not ARGV[3] then return false end
+  redis.call('HSET', KEYS[1], 'w', '')
+  redis.call('DEL', KEYS[1])
+  return {'', ''}
 end
-redis.call('DEL', KEYS[1])
-reindex(labels, '', 0)
+erase(KEYS[1], labels)
 return {old[1], labels}
 """,
 )
 """index, a label that it must have or nothing -> head and labels of the record, which is gone; nil for none.
 
-With anything behind that, something is written in any case: what replicas confirm of it they confirm of what was
-written before, so a revocation that was not confirmed can be made again.
+With ``ANYWAY`` behind that, something is written for none too, and the head is empty: what replicas confirm of it they
+confirm of what was written before, so a revocation that was not confirmed can be made again.
 """
 
 _APPLY: Final = r"""
@@ -213,9 +272,7 @@ if #head < 113 or string.byte(head) ~= 1 then return -1 end
 local version, _, was_seen, _, _, was_soon, absolute, own, idle, old_size, old_deadlines =
   struct.unpack('>i8i8i8i8i8i8i8i8i8I4I4', head, 2)
 if not (now < absolute and now < own and now < idle) then
-  local had = redis.call('HGET', KEYS[1], 'l') or ''
-  redis.call('DEL', KEYS[1])
-  reindex(had, '', 0)
+  erase(KEYS[1], redis.call('HGET', KEYS[1], 'l') or '')
   return 0
 end
 if string.sub(head, 82, 113) ~= proof then return 0 end
@@ -309,12 +366,15 @@ if deletes > 0 then
   redis.call('HDEL', KEYS[1], unpack(ARGV, 3 + expects + sets, 2 + expects + sets + deletes))
 end
 if flags % 4 > 0 then
+  local ended = math.min(absolute, own, idle)
   own, idle = struct.unpack('>i8i8', own8 .. idle8)
-  expire(KEYS[1], math.min(absolute, own, idle) - now)
+  local ends = math.min(absolute, own, idle)
+  expire(KEYS[1], ends - now)
+  if ends < ended then plan(handle_of(KEYS[1]), ends, now) end
 end
 if labels > 0 then
   if after == '' then redis.call('HDEL', KEYS[1], 'l') end
-  reindex(before, after, absolute - now)
+  reindex(handle_of(KEYS[1]), before, after, absolute - now)
 end
 if labels > 0 or adds > 0 then
   return {version, before, after, string.format('%.0f', absolute - now), unpack(sums)}
@@ -322,7 +382,7 @@ end
 return version
 """
 
-APPLY: Final = Script(_FIRST, _EXPIRY, _INDEX, _APPLY)
+APPLY: Final = Script(_FIRST, _EXPIRY, _INDEX, _DUE, _APPLY)
 """index, the call, names, values, labels in pairs, and a label that the record must have or nothing at all.
 
 The answer is the version, or, with labels or increments, a list of it, the labels before and after, how many
@@ -333,6 +393,7 @@ SWAP: Final = Script(
     _FIRST,
     _EXPIRY,
     _INDEX,
+    _DUE,
     """
 if redis.call('HGET', KEYS[1], 'h') ~= ARGV[2] then return 0 end
 local now, labels, gone = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
@@ -346,13 +407,34 @@ for first = 7, 6 + gone, 1000 do
 end
 if labels == '' then redis.call('HDEL', KEYS[1], 'l') else redis.call('HSET', KEYS[1], 'l', labels) end
 local absolute, own, idle = struct.unpack('>i8i8i8', ARGV[3], 50)
-expire(KEYS[1], math.min(absolute, own, idle) - now)
-reindex(before, labels, absolute - now)
+local handle, ends = handle_of(KEYS[1]), math.min(absolute, own, idle)
+expire(KEYS[1], ends - now)
+reindex(handle, before, labels, absolute - now)
+plan(handle, ends, now)
 return 1
 """,
 )
 """index, head before, head after, now, labels, how many names to remove, these, names and values -> 1, or 0 if the head
 is another."""
+
+SWEEP: Final = Script(
+    _FIRST,
+    _INDEX,
+    _DUE,
+    """
+local before, most = tonumber(ARGV[2]), tonumber(ARGV[3])
+local found, over = overdue(before, most)
+for _, handle in ipairs(over) do
+  local key = key_of(handle)
+  erase(key, redis.call('HGET', key, 'l') or '')
+end
+return {found, over}
+""",
+)
+"""index, a time, how many at most -> how many were looked at, and the handles of those that ended before that time.
+
+These are gone.
+"""
 
 FORGET: Final = Script(
     "local index = ''",

@@ -166,11 +166,22 @@ def agree(stores, history):
         assert _kind_of(found) == _kind_of(expected)
         after = sight_of(stores[0], handle)
         assert sight_of(stores[1], handle) == after
+        assert is_due_in_time(stores[1], handle, after)
         if after:
             proof = after[0].proof
     for name in ("subject", "", "sub"):
         for value in {dict(orjson.loads(record.get("labels") or "{}")).get(name, "x"), *_values(steps, name)}:
             assert len({store.count(name, value) for store in stores}) == 1
+
+
+def is_due_in_time(store, handle, sight):
+    """Whether a sweep will look at the record when it has ended at the latest, and at none that is gone."""
+    when = store._link.read(b"ZSCORE", store._due, handle.encode("utf-8", "surrogatepass"))
+    if sight is None:
+        return when is None
+    record = sight[0]
+    ends = min(record.absolute, record.own, record.idle)
+    return ends - store.clock.now() >= 2**52 or (when is not None and float(when) <= ends)
 
 
 def _kind_of(answer):

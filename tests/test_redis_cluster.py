@@ -205,3 +205,16 @@ def test_the_pages_example_of_a_cluster_runs(cluster, monkeypatch):
     assert scope["store"].revoke(new(scope["store"]).handle) is True
     scope["store"].close()
     scope["cluster"].close()
+
+
+def test_a_sweep_goes_on_where_the_last_one_ended(store, clock, monkeypatch):
+    for _ in range(300):
+        new(store, idle=clock.now() + 1)
+    live = [new(store).handle for _ in range(50)]
+    clock.advance(7200)
+    monkeypatch.setattr("sessiontree.stores.redis_scan.BATCH", 20)
+    monkeypatch.setattr("sessiontree.stores.redis_scan.MOST", 3)
+    removed = [store.sweep() for _ in range(2000)]
+    assert sum(removed) == 300
+    assert max(removed) <= 300
+    assert len(store.load_many(live)) == 50

@@ -39,7 +39,7 @@ from sessiontree import SessionGone
 from sessiontree.records import Changes
 from sessiontree.stores.redis import RedisStore
 from sessiontree.stores.redis_link import Link
-from sessiontree.stores.redis_scripts import APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP
+from sessiontree.stores.redis_scripts import APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP, SWEEP
 
 NUMBERS = itertools.count(1)
 
@@ -94,7 +94,7 @@ def emptied(server, clock, scheduler=None, *, is_apart=False):
         store._swept_to = ""
         return store
 
-    for script in (APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP):
+    for script in (APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP, SWEEP):
         client.script_load(script.text)
     made()
     yield made
