@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..stores.protocol import Store
     from .handler import Handler
 
-__all__ = ["Wanted", "at_hand", "attach", "fetched", "fetched_one", "forget", "loaded_one", "stale"]
+__all__ = ["Wanted", "at_hand", "attach", "fetch", "fetched_one", "forget", "loaded_one", "stale"]
 
 _T = TypeVar("_T")
 
@@ -33,12 +33,11 @@ class Wanted(NamedTuple):
     version: int = 0
 
 
-def fetched(store: "Store", wanted: "Iterable[Wanted]") -> "dict[str, Record | None]":
-    """Return each wanted record, or None for one that is dead, in at most one trip to the store.
+def fetch(store: "Store", wanted: "Iterable[Wanted]", found: "dict[str, Record | None]") -> None:
+    """Enter each wanted record, or None for one that is dead, in at most one trip to the store.
 
-    A cache that fails is as one that has nothing; a store that fails raises StoreError.
+    A cache that fails is as one that has nothing. A store that fails raises StoreError; what caches have is then entered.
     """
-    found: dict[str, Record | None] = {}
     missing: list[tuple[Wanted, Any]] = []
     for each in wanted:
         known, record, lease = _looked_up(each)
@@ -51,11 +50,10 @@ def fetched(store: "Store", wanted: "Iterable[Wanted]") -> "dict[str, Record | N
     for each, lease in missing:
         if lease is not None:
             _fill(each, found[each.handle], lease)
-    return found
 
 
 def fetched_one(store: "Store", wanted: Wanted) -> "Record | None":
-    """Return one wanted record, or None, as ``fetched`` does."""
+    """Return one wanted record, or None, as ``fetch`` does."""
     handler = wanted.handler
     record = None if handler.cache is None else at_hand(handler, wanted.handle, wanted.version, handler.now())
     return loaded_one(store, wanted) if record is None else record

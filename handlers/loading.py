@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadCookie, StoreCorrupt, StoreError, StoreUnavailable
-from .caching import Wanted, fetched
+from .caching import Wanted, fetch
 
 if TYPE_CHECKING:
     from ..records import Changes, Record, Version
@@ -29,16 +29,19 @@ class Batch:
         self._written: dict[str, tuple[Changes, Version | Exception]] = {}
 
     def record(self, wanted: Wanted) -> "Record | None":
-        """Return the live record; raise StoreUnavailable if the store does not answer."""
-        if wanted.handle not in self._found:
-            self._load([wanted])
-        return self._found[wanted.handle]
+        """Return the live record; raise StoreUnavailable if the store does not answer, and no cache has it."""
+        handle = wanted.handle
+        return self._found[handle] if handle in self._found else self.records([wanted])[0]
 
     def records(self, wanted: list[Wanted]) -> "list[Record | None]":
         """Return the live records, in one trip."""
         missing = [each for each in wanted if each.handle not in self._found]
         if missing:
-            self._load(missing)
+            try:
+                self._load(missing)
+            except StoreUnavailable:
+                if any(each.handle not in self._found for each in missing):
+                    raise
         return [self._found[each.handle] for each in wanted]
 
     def write(self, writes: "Iterable[Write]") -> None:
@@ -81,7 +84,7 @@ class Batch:
         wanted, self._wanted = self._wanted, []
         try:
             each_once = {each.handle: each for each in (*asked, *_named(wanted))}
-            self._found.update(fetched(self.store, each_once.values()))
+            fetch(self.store, each_once.values(), self._found)
         except StoreUnavailable:
             self._is_down = True
             raise

@@ -414,6 +414,28 @@ def test_a_stale_chain_is_stale_as_a_whole(store, clock):
     assert (s.answer.code, s.answer.cookies) == (200, [])
 
 
+@pytest.mark.parametrize("reads_missing_first", [False, True])
+def test_an_outage_denies_no_session_what_its_cache_has_for_the_sake_of_another_s(store, reads_missing_first):
+    first, second = node_on(store), node_on(store, name="second")
+    s = Site(first, second)
+    s.visit(lambda one, two: (one.update(n=1), two.update(m=2)))
+    s.visit(lambda one, two: (dict(one), dict(two)))
+    s.visit(lambda one, two: second.config.cache.clear())
+    store.down()
+
+    def look(one, two):
+        if reads_missing_first:
+            with pytest.raises(StoreUnavailable):
+                dict(two)
+        found = dict(one)
+        with pytest.raises(StoreUnavailable):
+            dict(two)
+        return found
+
+    assert s.visit(look) == {"n": 1}
+    assert s.answer.cookies == []
+
+
 # -- settings ----------------------------------------------------------------------------------------------
 
 
