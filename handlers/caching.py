@@ -36,7 +36,7 @@ class Wanted(NamedTuple):
 def fetch(store: "Store", wanted: "Iterable[Wanted]", found: "dict[str, Record | None]") -> None:
     """Enter each wanted record, or None for one that is dead, in at most one trip to the store.
 
-    A cache that fails is as one that has nothing. A store that fails raises StoreError; what caches have is then entered.
+    A cache that fails is as one that has nothing. A store that fails raises StoreError; what caches have is entered.
     """
     missing: list[tuple[Wanted, Any]] = []
     for each in wanted:

@@ -22,7 +22,7 @@ from redis.exceptions import TimeoutError as TimedOut
 
 from ..errors import StoreUnavailable
 from .redis_link import Command, Link
-from .redis_scripts import Script
+from .redis_lua import Script
 
 __all__ = ["ClusterLink"]
 

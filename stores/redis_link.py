@@ -23,7 +23,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
 from ..errors import StoreUnavailable, UsageError
-from .redis_scripts import Script
+from .redis_lua import Script
 
 __all__ = ["Command", "Link", "made_connection", "ours", "packed"]
 

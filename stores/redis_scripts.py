@@ -2,12 +2,13 @@
 
 Numbers in Lua are doubles: times before ``EXACT`` are exact, later deadlines only ever compared with such a time, and
 what is not exact is answered ``SLOW``, for Python to do. Texts are compared for equality alone, since their order is
-the locale's. On a single server the scripts keep the indexes of labels too, in the same step; on a cluster, where an
-index lies elsewhere, the name of the indexes is empty and the store does that (``redis_labels``).
+the locale's. On a single server the scripts keep the indexes too, in the same step; on a cluster the store does what it
+can of that (``redis_apart``).
 """
 
-from hashlib import sha1
 from typing import Final
+
+from .redis_lua import DUE, EXPIRY, INDEX, Script
 
 __all__ = [
     "ANYWAY",
@@ -24,7 +25,6 @@ __all__ = [
     "SLOW",
     "SWAP",
     "SWEEP",
-    "Script",
 ]
 
 GONE: Final = 0
@@ -37,145 +37,13 @@ ELSEWHERE: Final = -2
 """The record has not the label that it must have."""
 
 
-class Script:
-    """A script's text, and the name that the server gives it."""
-
-    def __init__(self, *parts: str) -> None:
-        """Join the parts."""
-        self.text = "\n".join(parts).encode("latin-1")
-        self.name = sha1(self.text, usedforsecurity=False).hexdigest().encode()
-
-
-_EXPIRY: Final = """
--- The server's own expiry is only for what nobody asks for any more: a minute after our deadline, whatever its clock.
-local function expire(key, left)
-  if left >= 2^52 then
-    redis.call('PERSIST', key)
-  else
-    redis.call('PEXPIRE', key, string.format('%.0f', math.max(left, 0) + 60000))
-  end
-end
-"""
-
-# The last number drawn lies in the index itself, under a name that no handle has. It begins with the time, so that an
-# index which was empty in between goes on behind the numbers it had.
-_INDEX: Final = r"""
-local LAST = '\255'
-
-local function index_of(pair)
-  return index .. redis.sha1hex(pair)
-end
-
-local function leave(key, handle)
-  if redis.call('ZREM', key, handle) == 1 and redis.call('ZCARD', key) == 1 then
-    redis.call('DEL', key)
-  end
-end
-
-local function enter(key, handle, left)
-  local last, kept = redis.call('ZSCORE', key, LAST), 0
-  if last then
-    last, kept = tonumber(last), redis.call('PTTL', key)
-  else
-    local time = redis.call('TIME')
-    last = time[1] * 1000000 + time[2]
-  end
-  local number = string.format('%.0f', last + 1)
-  redis.call('ZADD', key, number, LAST, number, handle)
-  if left >= 2^52 then
-    redis.call('PERSIST', key)
-  elseif kept ~= -1 and left + 60000 > kept then
-    redis.call('PEXPIRE', key, string.format('%.0f', math.max(left, 0) + 60000))
-  end
-end
-
-local function has(labels, pair)
-  return string.find('\n' .. labels .. '\n', '\n' .. pair .. '\n', 1, true)
-end
-
-local function relabelled(labels, name, value)
-  local kept, is_there = {}, value == ''
-  for pair in string.gmatch(labels, '[^\n]+') do
-    if string.sub(pair, 1, #name) ~= name then
-      kept[#kept + 1] = pair
-    elseif not is_there then
-      kept[#kept + 1], is_there = name .. value, true
-    end
-  end
-  if not is_there then kept[#kept + 1] = name .. value end
-  return table.concat(kept, '\n')
-end
-
-local function reindex(handle, before, after, left)
-  if index == '' or before == after then return end
-  for pair in string.gmatch(before, '[^\n]+') do
-    if not has(after, pair) then leave(index_of(pair), handle) end
-  end
-  for pair in string.gmatch(after, '[^\n]+') do
-    if not has(before, pair) then enter(index_of(pair), handle, left) end
-  end
-end
-"""
-
-# One more index says when to look whether a record has expired: at its deadline of when it was entered. That may have
-# moved on since, so whoever looks enters it anew; a deadline that comes nearer enters it at once. What the server
-# removes by itself is forgotten by the records to come, two for each, so the index never outgrows what lives.
-_DUE: Final = r"""
-local function handle_of(key)
-  return string.sub(key, #index, -2)
-end
-
-local function key_of(handle)
-  return string.sub(index, 1, -3) .. '{' .. handle .. '}'
-end
-
-local function plan(handle, ends, now)
-  if index == '' then return end
-  if ends - now >= 2^52 then
-    redis.call('ZREM', index .. 'due', handle)
-    return
-  end
-  local kept, wanted = redis.call('PTTL', index .. 'due'), math.max(ends - now, 0) + 86400000
-  redis.call('ZADD', index .. 'due', string.format('%.0f', ends), handle)
-  if wanted > kept then redis.call('PEXPIRE', index .. 'due', string.format('%.0f', wanted)) end
-end
-
-local function erase(key, labels)
-  local handle = handle_of(key)
-  redis.call('DEL', key)
-  if index ~= '' then redis.call('ZREM', index .. 'due', handle) end
-  reindex(handle, labels, '', 0)
-end
-
-local function overdue(before, most)
-  local due, over = index .. 'due', {}
-  local found = redis.call('ZRANGEBYSCORE', due, '-inf', string.format('(%.0f', before), 'LIMIT', 0, most)
-  for _, handle in ipairs(found) do
-    local head, ends = redis.pcall('HGET', key_of(handle), 'h'), nil
-    if type(head) == 'string' then
-      ends = before + 3600000 -- what a newer release wrote it looks at itself
-      if #head >= 113 and string.byte(head) == 1 then
-        local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
-        ends = math.min(absolute, own, idle)
-      end
-    end
-    if ends and ends < before then
-      over[#over + 1] = handle
-    elseif not ends or type(redis.pcall('ZADD', due, string.format('%.0f', ends), handle)) == 'table' then
-      redis.call('ZREM', due, handle) -- without memory nothing is entered, and the server's own expiry is enough
-    end
-  end
-  return #found, over
-end
-"""
-
 _FIRST: Final = "local index = ARGV[1]"
 
 CREATE: Final = Script(
     _FIRST,
-    _EXPIRY,
-    _INDEX,
-    _DUE,
+    EXPIRY,
+    INDEX,
+    DUE,
     """
 local now, head, labels = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local old = redis.call('HMGET', KEYS[1], 'h', 'l')
@@ -206,8 +74,8 @@ return before
 
 REMOVE: Final = Script(
     _FIRST,
-    _INDEX,
-    _DUE,
+    INDEX,
+    DUE,
     """
 if redis.call('HGET', KEYS[1], 'h') ~= ARGV[2] then return false end
 local labels = redis.call('HGET', KEYS[1], 'l') or ''
@@ -219,8 +87,8 @@ return labels
 
 REAP: Final = Script(
     _FIRST,
-    _INDEX,
-    _DUE,
+    INDEX,
+    DUE,
     """
 local head, limit = redis.call('HGET', KEYS[1], 'h'), tonumber(ARGV[3])
 if not head or #head < 113 or string.byte(head) ~= 1 then return false end
@@ -240,8 +108,8 @@ ANYWAY: Final = b"w"
 
 REVOKE: Final = Script(
     _FIRST,
-    _INDEX,
-    _DUE,
+    INDEX,
+    DUE,
     """
 local old = redis.call('HMGET', KEYS[1], 'h', 'l')
 local labels = old[2] or ''
@@ -382,7 +250,7 @@ end
 return version
 """
 
-APPLY: Final = Script(_FIRST, _EXPIRY, _INDEX, _DUE, _APPLY)
+APPLY: Final = Script(_FIRST, EXPIRY, INDEX, DUE, _APPLY)
 """index, the call, names, values, labels in pairs, and a label that the record must have or nothing at all.
 
 The answer is the version, or, with labels or increments, a list of it, the labels before and after, how many
@@ -391,9 +259,9 @@ milliseconds the record may live, and the sums; or ``GONE``, ``SLOW``, or ``ELSE
 
 SWAP: Final = Script(
     _FIRST,
-    _EXPIRY,
-    _INDEX,
-    _DUE,
+    EXPIRY,
+    INDEX,
+    DUE,
     """
 if redis.call('HGET', KEYS[1], 'h') ~= ARGV[2] then return 0 end
 local now, labels, gone = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
@@ -419,8 +287,8 @@ is another."""
 
 SWEEP: Final = Script(
     _FIRST,
-    _INDEX,
-    _DUE,
+    INDEX,
+    DUE,
     """
 local before, most = tonumber(ARGV[2]), tonumber(ARGV[3])
 local found, over = overdue(before, most)
@@ -438,7 +306,7 @@ These are gone.
 
 FORGET: Final = Script(
     "local index = ''",
-    _INDEX,
+    INDEX,
     """
 for i = 1, #ARGV, 2 do
   local number = redis.call('ZSCORE', KEYS[1], ARGV[i])
@@ -463,7 +331,7 @@ return redis.call('ZSCORE', KEYS[1], '\255') or '0'
 
 NUMBER: Final = Script(
     "local index = ''",
-    _INDEX,
+    INDEX,
     """
 local since, time = tonumber(ARGV[1]), redis.call('TIME')
 local until_ = time[1] * 1000000 + time[2] - tonumber(ARGV[2])
