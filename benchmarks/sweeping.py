@@ -14,7 +14,8 @@ from types import TracebackType
 from benchmarks.harness import Verdict, collector_off, table, unpinned
 from benchmarks.made import records
 from sessiontree.stores.memory import MemoryStore
-from sessiontree.stores.sqlite import SWEPT, SqliteStore
+from sessiontree.stores.sqlite import SqliteStore
+from sessiontree.stores.sqlite.store import SWEPT
 
 SESSIONS = 1_000_000
 EXPIRED = 100_000

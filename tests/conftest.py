@@ -1,13 +1,7 @@
-"""Failures of the conformance suite show the values that they compared; servers run until the last test has."""
+"""Servers run until the last test has."""
 
 import pytest
 from servers import valkey
-
-pytest.register_assert_rewrite(
-    "sessiontree.stores.conformance",
-    "sessiontree.stores.conformance_cases",
-    "sessiontree.stores.conformance_tools",
-)
 
 
 @pytest.fixture(scope="session", autouse=True)

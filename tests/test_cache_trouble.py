@@ -15,8 +15,8 @@ import pytest
 from support import SECRET, SOAK, Site
 
 from sessiontree import Handler, with_cache, with_clock, with_store
-from sessiontree.caches import disk_rows
 from sessiontree.caches.disk import DiskCache
+from sessiontree.caches.disk import rows as disk_rows
 from sessiontree.caches.local import LocalCache
 from sessiontree.caches.null import NullCache
 from sessiontree.caches.tiered import TieredCache

@@ -11,7 +11,7 @@ from scheduler import Scenario, Scheduler
 from sessiontree import ConfigError
 from sessiontree.caches import Cache, Stats
 from sessiontree.caches.conformance import CacheConformance, CacheSafety
-from sessiontree.caches.conformance_tools import InterruptedClock, a_record, fresh_handle, opened, put, served
+from sessiontree.caches.conformance.tools import InterruptedClock, a_record, fresh_handle, opened, put, served
 from sessiontree.caches.disk import DiskCache
 from sessiontree.caches.local import LocalCache
 from sessiontree.caches.null import NullCache

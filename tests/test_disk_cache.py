@@ -18,10 +18,12 @@ from scheduler import Database, Scenario, Scheduler
 from support import OTHER_SECRET, SECRET, SOAK
 
 from sessiontree import ConfigError, KeyRing
-from sessiontree.caches import disk, disk_files, disk_rows
-from sessiontree.caches.conformance_tools import InterruptedClock, a_record, at_once, fresh_handle, put, served
+from sessiontree.caches.conformance.tools import InterruptedClock, a_record, at_once, fresh_handle, put, served
 from sessiontree.caches.disk import DiskCache
-from sessiontree.caches.disk_databases import FailedError
+from sessiontree.caches.disk import cache as disk
+from sessiontree.caches.disk import files as disk_files
+from sessiontree.caches.disk import rows as disk_rows
+from sessiontree.caches.disk.databases import FailedError
 from sessiontree.clock import FakeClock
 from sessiontree.records import packed
 
@@ -983,7 +985,7 @@ def test_ca_5_what_cannot_even_be_rolled_back_is_no_damage(cache):
 LIMITED = """
 import resource, signal, sys
 from sessiontree.caches.disk import DiskCache
-from sessiontree.caches.conformance_tools import a_record, put
+from sessiontree.caches.conformance.tools import a_record, put
 from sessiontree.records import packed
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 cache = DiskCache(sys.argv[1], bytes(range(40)), max_staleness=3600)
@@ -1061,7 +1063,7 @@ def test_ca_4_where_no_file_names_the_boot_each_opening_begins_anew(boot, opened
 CHILD = """
 import sys
 from sessiontree.caches.disk import DiskCache
-from sessiontree.caches.conformance_tools import a_record, put
+from sessiontree.caches.conformance.tools import a_record, put
 cache = DiskCache(sys.argv[1], bytes(range(40)), max_staleness=3600)
 for line in sys.stdin:
     verb, *rest = line.split()
@@ -1128,7 +1130,7 @@ def test_two_processes_share_entries_drops_and_clears(child, folder):
 RACER = """
 import mmap, struct, sys
 from sessiontree.caches.disk import DiskCache
-from sessiontree.caches.conformance_tools import a_record
+from sessiontree.caches.conformance.tools import a_record
 role, folder, path, rounds = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 file = open(path, "r+b")
 shared = mmap.mmap(file.fileno(), 24)
@@ -1177,7 +1179,7 @@ def test_ca_1_no_process_is_served_what_a_drop_in_another_took_away(folder, tmp_
 WRITER = """
 import sys
 from sessiontree.caches.disk import DiskCache
-from sessiontree.caches.conformance_tools import a_record, put
+from sessiontree.caches.conformance.tools import a_record, put
 cache = DiskCache(sys.argv[1], bytes(range(40)), max_staleness=3600)
 number = 0
 while True:

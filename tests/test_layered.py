@@ -37,10 +37,11 @@ from sessiontree import (
 from sessiontree.caches.local import LocalCache
 from sessiontree.clock import FOREVER
 from sessiontree.records import FORM, Changes
-from sessiontree.stores import follow, layered_front
+from sessiontree.stores import follow
 from sessiontree.stores.conformance import StoreConformance
-from sessiontree.stores.conformance_tools import OTHER_PROOF, PROOF, fields, fresh_handle, js, new
+from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, fields, fresh_handle, js, new
 from sessiontree.stores.layered import LayeredStore
+from sessiontree.stores.layered import front as layered_front
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock, FaultyStore

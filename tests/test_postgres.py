@@ -31,10 +31,13 @@ from sessiontree import (
 )
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
-from sessiontree.stores import open_store, postgres_schema
-from sessiontree.stores.conformance import Labelling, Pipelines, StoreConformance, Sweeping, Writing
-from sessiontree.stores.conformance_cases import Applying, Creating, Loading, Revoking, Watching
-from sessiontree.stores.conformance_tools import (
+from sessiontree.stores import open_store
+from sessiontree.stores.conformance import StoreConformance
+from sessiontree.stores.conformance.applying import Applying, Pipelines, Writing
+from sessiontree.stores.conformance.ending import Revoking, Sweeping
+from sessiontree.stores.conformance.listing import Labelling
+from sessiontree.stores.conformance.loading import Creating, Loading
+from sessiontree.stores.conformance.tools import (
     OTHER_PROOF,
     PROOF,
     TurningClock,
@@ -47,8 +50,11 @@ from sessiontree.stores.conformance_tools import (
     loaded,
     new,
 )
-from sessiontree.stores.postgres import BATCH, PostgresStore
-from sessiontree.stores.postgres_link import Link
+from sessiontree.stores.conformance.watching import Watching
+from sessiontree.stores.postgres import PostgresStore
+from sessiontree.stores.postgres import schema as postgres_schema
+from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.store import BATCH
 
 WHOLE = [kind for kind in KINDS if kind in {"wheel 16", "url"}]
 """Where the whole suite runs each time; a soak runs it everywhere."""
@@ -516,7 +522,7 @@ def test_more_threads_than_connections_take_turns(url, clock, store):
 
 
 def test_a_connection_goes_back_to_its_pool_in_time_to_be_replaced(store, monkeypatch):
-    monkeypatch.setattr("sessiontree.stores.postgres_server.HELD", -1.0)
+    monkeypatch.setattr("sessiontree.stores.postgres.server.HELD", -1.0)
     record = new(store)
     assert store.load(record.handle) == record
     assert store._idle == []

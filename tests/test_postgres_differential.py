@@ -14,7 +14,7 @@ pytest.importorskip("psycopg_pool")
 from sessiontree import SessionError, SessionGone
 from sessiontree.clock import FOREVER, FakeClock
 from sessiontree.records import FORM, Changes, Json, Record, as_value, packed
-from sessiontree.stores.conformance_tools import OTHER_PROOF, PROOF, fresh_handle, js, json_values
+from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, fresh_handle, js, json_values
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.postgres import PostgresStore
 

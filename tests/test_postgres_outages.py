@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 from sessiontree import Handler, StoreUnavailable, UsageError, with_clock, with_store
 from sessiontree.clock import FakeClock
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_tools import PROOF, at_once, contents, js, new
+from sessiontree.stores.conformance.tools import PROOF, at_once, contents, js, new
 from sessiontree.stores.postgres import PostgresStore
 
 TIMEOUT = 0.2
@@ -154,7 +154,7 @@ def test_a_server_that_was_killed_and_started_again_is_used_again(store, own):
 
 
 def test_a_restart_between_two_requests_is_not_noticed(store, own, monkeypatch):
-    monkeypatch.setattr("sessiontree.stores.postgres_server.FRESH", 0.0)
+    monkeypatch.setattr("sessiontree.stores.postgres.server.FRESH", 0.0)
     record = new(store)
     at_once(*[lambda: store.load(record.handle)] * 4)
     own.process.stop(signal.SIGINT)
@@ -165,7 +165,7 @@ def test_a_restart_between_two_requests_is_not_noticed(store, own, monkeypatch):
 
 @pytest.mark.parametrize("terminated", [1, 4])
 def test_connections_that_an_operator_ended_are_replaced(store, own, monkeypatch, terminated):
-    monkeypatch.setattr("sessiontree.stores.postgres_server.FRESH", 0.0)
+    monkeypatch.setattr("sessiontree.stores.postgres.server.FRESH", 0.0)
     record = new(store)
     at_once(*[lambda: store.load(record.handle)] * terminated)
     run_sql(own.url, TERMINATE.replace("pid)", "pid, 5000)"))

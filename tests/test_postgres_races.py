@@ -22,7 +22,7 @@ import test_tree_races as tree_races
 from test_interleavings import ACTIONS, MOST_PREEMPTIONS, PAIRS, TRIPLES, OperationClock, Server, requests_at_once, told
 
 from sessiontree.stores.postgres import PostgresStore
-from sessiontree.stores.postgres_link import Link
+from sessiontree.stores.postgres.link import Link
 
 SCHEMA = "races"
 READS = (b"SELECT ROW(", b"SELECT count(")

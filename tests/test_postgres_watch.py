@@ -25,11 +25,11 @@ from psycopg_pool import ConnectionPool
 from sessiontree import StoreUnavailable
 from sessiontree.errors import NotImplementedByStore
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_cases import Heard
-from sessiontree.stores.conformance_tools import PROOF, TurningClock, at_once, new
+from sessiontree.stores.conformance.tools import PROOF, TurningClock, at_once, new
+from sessiontree.stores.conformance.watching import Heard
 from sessiontree.stores.postgres import PostgresStore
-from sessiontree.stores.postgres_link import Link
-from sessiontree.stores.postgres_watch import lock_class
+from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.watch import lock_class
 
 SCHEMA = "watched"
 THREAD = "sessiontree-watch"
@@ -286,7 +286,7 @@ def test_a_watcher_that_raises_anything_at_all_leaves_the_feed_running(store, el
 
 
 def test_a_handle_longer_than_a_notification_is_any(store, heard, elsewhere, monkeypatch):
-    monkeypatch.setattr("sessiontree.stores.postgres_apply.LONGEST", 10)
+    monkeypatch.setattr("sessiontree.stores.postgres.apply.LONGEST", 10)
     stop = store.watch(heard.on_change)
     record = new(elsewhere)
     assert until(lambda: None in heard.forget())
@@ -347,7 +347,7 @@ def test_a_forked_child_hears_for_itself_and_its_parent_goes_on(store, elsewhere
 
 SCRIPT = """
     import sys
-    from sessiontree.stores.conformance_tools import new
+    from sessiontree.stores.conformance.tools import new
     from sessiontree.stores.postgres import PostgresStore
     store = PostgresStore.from_url(sys.argv[1], schema=sys.argv[2])
     handles = [new(store).handle for _ in range(int(sys.argv[3]))]

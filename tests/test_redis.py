@@ -18,7 +18,7 @@ from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
 from sessiontree.stores import open_store
 from sessiontree.stores.conformance import StoreConformance
-from sessiontree.stores.conformance_tools import (
+from sessiontree.stores.conformance.tools import (
     OTHER_PROOF,
     PROOF,
     TurningClock,
@@ -34,7 +34,7 @@ from sessiontree.stores.conformance_tools import (
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis_link import Link, packed
+from sessiontree.stores.redis.link import Link, packed
 
 NUMBERS = itertools.count(1)
 KINDS = ["valkey", "redis", *(["given"] if valkey.given_url() else [])]
@@ -512,7 +512,7 @@ def test_a_server_without_memory_changes_nothing_and_says_so(clock):
 
 def test_a_change_that_never_gets_through_gives_up(store, monkeypatch):
     record = new(store, fields=fields(n=js((1 << 63) - 5)))
-    monkeypatch.setattr("sessiontree.stores.redis.PAUSE", 0)
+    monkeypatch.setattr("sessiontree.stores.redis.store.PAUSE", 0)
     monkeypatch.setattr(RedisStore, "_swap", lambda *_: False)
     with pytest.raises(StoreUnavailable, match="again and again"):
         store.apply(record.handle, PROOF, Changes(adds={"n": 1}))

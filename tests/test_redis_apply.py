@@ -17,10 +17,10 @@ from support import SOAK
 from sessiontree import SessionError, UsageError
 from sessiontree.clock import FOREVER
 from sessiontree.records import LARGEST, Changes, Json, Record, as_value, packed, unpacked
-from sessiontree.stores.conformance_tools import fresh_handle, js, json_values, key_names
+from sessiontree.stores.conformance.tools import fresh_handle, js, json_values, key_names
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis_record import EXACT, MOST_FIELDS
+from sessiontree.stores.redis.record import EXACT, MOST_FIELDS
 from sessiontree.testing import FakeClock
 
 NUMBERS = itertools.count(1)

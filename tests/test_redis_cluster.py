@@ -16,7 +16,7 @@ from support import SOAK
 from sessiontree import NotImplementedByStore, StoreUnavailable
 from sessiontree.records import Changes
 from sessiontree.stores.conformance import StoreConformance
-from sessiontree.stores.conformance_tools import (
+from sessiontree.stores.conformance.tools import (
     PROOF,
     TurningClock,
     all_pages,
@@ -27,7 +27,7 @@ from sessiontree.stores.conformance_tools import (
     new,
 )
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis_link import Link
+from sessiontree.stores.redis.link import Link
 
 NUMBERS = itertools.count(1)
 
@@ -118,7 +118,7 @@ def test_who_dies_while_giving_a_label_leaves_a_record_that_is_found_or_no_entry
     [index] = client.keys(f"{prefix}:i:*", target_nodes=RedisCluster.PRIMARIES)
     found = handles_of(store.find("subject", "bob"))
     assert len(found) == store.count("subject", "bob") == (dies_at == "the number")
-    monkeypatch.setattr("sessiontree.stores.redis_apart.AGE", 0)
+    monkeypatch.setattr("sessiontree.stores.redis.apart.AGE", 0)
     assert handles_of(store.find("subject", "bob")) == found
     assert client.zcard(index) == 2 * len(found), "What was under way is gone, and what is numbered stays."
 
@@ -212,8 +212,8 @@ def test_a_sweep_goes_on_where_the_last_one_ended(store, clock, monkeypatch):
         new(store, idle=clock.now() + 1)
     live = [new(store).handle for _ in range(50)]
     clock.advance(7200)
-    monkeypatch.setattr("sessiontree.stores.redis_scan.BATCH", 20)
-    monkeypatch.setattr("sessiontree.stores.redis_scan.MOST", 3)
+    monkeypatch.setattr("sessiontree.stores.redis.scan.BATCH", 20)
+    monkeypatch.setattr("sessiontree.stores.redis.scan.MOST", 3)
     removed = [store.sweep() for _ in range(2000)]
     assert sum(removed) == 300
     assert max(removed) <= 300

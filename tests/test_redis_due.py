@@ -11,7 +11,7 @@ from servers import valkey
 from sessiontree import SessionGone
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_tools import PROOF, new
+from sessiontree.stores.conformance.tools import PROOF, new
 from sessiontree.stores.redis import RedisStore
 from sessiontree.testing import FakeClock
 

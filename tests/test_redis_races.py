@@ -38,8 +38,8 @@ from test_tree_races import OPERATIONS, SteppingStore, Stores, World
 from sessiontree import SessionGone
 from sessiontree.records import Changes
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis_link import Link
-from sessiontree.stores.redis_scripts import APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP, SWEEP
+from sessiontree.stores.redis.link import Link
+from sessiontree.stores.redis.scripts import APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP, SWEEP
 
 NUMBERS = itertools.count(1)
 

@@ -10,7 +10,7 @@ from servers.process import READY_SECONDS, free_port
 
 from sessiontree import StoreUnavailable
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_tools import OTHER_PROOF, PROOF, TurningClock, contents, js, loaded, new
+from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, TurningClock, contents, js, loaded, new
 from sessiontree.stores.redis import RedisStore
 
 

@@ -15,8 +15,8 @@ from servers.process import free_port, private_folder, unavailable
 from sessiontree import StoreUnavailable
 from sessiontree.records import Changes
 from sessiontree.stores import open_store
-from sessiontree.stores.conformance_cases import Heard
-from sessiontree.stores.conformance_tools import PROOF, handles_of, js, new
+from sessiontree.stores.conformance.tools import PROOF, handles_of, js, new
+from sessiontree.stores.conformance.watching import Heard
 
 
 def certificate(folder):

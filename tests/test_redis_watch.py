@@ -25,8 +25,8 @@ from support import SOAK
 from sessiontree import StoreUnavailable, UsageError
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_cases import ANNOUNCED, Heard
-from sessiontree.stores.conformance_tools import PROOF, TurningClock, fields, js, new
+from sessiontree.stores.conformance.tools import PROOF, TurningClock, fields, js, new
+from sessiontree.stores.conformance.watching import ANNOUNCED, Heard
 from sessiontree.stores.redis import RedisStore
 
 NUMBERS = itertools.count(1)
@@ -206,7 +206,7 @@ def test_a_server_that_dies_is_lost_and_one_that_comes_back_is_heard_again(clock
 
 
 def test_a_server_that_no_longer_answers_is_lost(clock, prefix, heard, caplog, monkeypatch):
-    monkeypatch.setattr("sessiontree.stores.redis_watch.PATIENCE", 0.1)
+    monkeypatch.setattr("sessiontree.stores.redis.watch.PATIENCE", 0.1)
     server = valkey.Valkey()
     server.start()
     try:
@@ -254,7 +254,7 @@ def test_all_who_watch_share_one_thread_which_ends_with_the_last(store, client, 
 
 
 def test_a_thread_ends_with_its_store(server, prefix, heard, monkeypatch):
-    monkeypatch.setattr("sessiontree.stores.redis_watch.PATIENCE", 0.05)
+    monkeypatch.setattr("sessiontree.stores.redis.watch.PATIENCE", 0.05)
     closed = RedisStore.from_url(server.url, prefix=prefix)
     stop = closed.watch(heard.on_change)
     threads = watchers()
@@ -295,8 +295,8 @@ def test_watchers_that_come_and_go_at_once_all_hear(store, elsewhere):
 TOP = """
 import os, signal, sys, warnings
 sys.path.insert(0, sys.argv[3])
-from sessiontree.stores.conformance_cases import Heard
-from sessiontree.stores.conformance_tools import new
+from sessiontree.stores.conformance.watching import Heard
+from sessiontree.stores.conformance.tools import new
 from sessiontree.stores.redis import RedisStore
 url, prefix = sys.argv[1], sys.argv[2]
 warnings.simplefilter("ignore")

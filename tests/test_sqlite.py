@@ -30,9 +30,7 @@ from sessiontree import (
 )
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
-from sessiontree.stores import sqlite as sqlite_module
-from sessiontree.stores import sqlite_file
-from sessiontree.stores.conformance_tools import (
+from sessiontree.stores.conformance.tools import (
     OTHER_PROOF,
     PROOF,
     TurningClock,
@@ -44,15 +42,18 @@ from sessiontree.stores.conformance_tools import (
     loaded,
     new,
 )
-from sessiontree.stores.sqlite import BATCH, SqliteStore
-from sessiontree.stores.sqlite_file import APPLICATION, STEPS
+from sessiontree.stores.sqlite import SqliteStore
+from sessiontree.stores.sqlite import file as sqlite_file
+from sessiontree.stores.sqlite import store as sqlite_module
+from sessiontree.stores.sqlite.file import APPLICATION, STEPS
+from sessiontree.stores.sqlite.store import BATCH
 
 NOBODY = 65534
 PRELUDE = """
 import os, resource, signal, sys
 from sessiontree import SessionGone, StoreUnavailable
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_tools import PROOF, contents, fields, js, new
+from sessiontree.stores.conformance.tools import PROOF, contents, fields, js, new
 from sessiontree.stores.sqlite import SqliteStore
 path = sys.argv[1]
 """

@@ -42,7 +42,7 @@ from sessiontree.serializer import JsonSerializer
 from sessiontree.stores import PerKey, Store, open_store
 from sessiontree.stores import memory as memory_module
 from sessiontree.stores.conformance import StoreConformance
-from sessiontree.stores.conformance_tools import (
+from sessiontree.stores.conformance.tools import (
     LATE,
     OTHER_PROOF,
     PROOF,

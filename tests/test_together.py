@@ -19,7 +19,7 @@ from sessiontree import (
 from sessiontree.handlers.loading import Batch
 from sessiontree.records import Changes
 from sessiontree.stores.conformance import StoreConformance
-from sessiontree.stores.conformance_tools import js
+from sessiontree.stores.conformance.tools import js
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import FakeClock

@@ -26,11 +26,9 @@ from support import SOAK
 from sessiontree import CompareFailed, Conflict, SessionGone, StoreUnavailable, UsageError
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
-from sessiontree.stores import sqlite_watch
 from sessiontree.stores.announcing import Announcing
 from sessiontree.stores.conformance import StoreConformance
-from sessiontree.stores.conformance_cases import ANNOUNCED, Heard
-from sessiontree.stores.conformance_tools import (
+from sessiontree.stores.conformance.tools import (
     OTHER_PROOF,
     PROOF,
     TurningClock,
@@ -40,9 +38,11 @@ from sessiontree.stores.conformance_tools import (
     js,
     new,
 )
+from sessiontree.stores.conformance.watching import ANNOUNCED, Heard
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
-from sessiontree.stores.sqlite_file import STEPS
+from sessiontree.stores.sqlite import watch as sqlite_watch
+from sessiontree.stores.sqlite.file import STEPS
 from sessiontree.testing import FaultyStore
 
 HOUR = 3600
@@ -1060,8 +1060,8 @@ def test_a_watcher_that_raises_anything_at_all_leaves_the_feed_running(sqlite, e
 PRELUDE = """
 import os, signal, sys, time
 from sessiontree.records import Changes
-from sessiontree.stores.conformance_cases import Heard
-from sessiontree.stores.conformance_tools import PROOF, js, new
+from sessiontree.stores.conformance.watching import Heard
+from sessiontree.stores.conformance.tools import PROOF, js, new
 from sessiontree.stores.sqlite import SqliteStore
 path = sys.argv[1]
 """

@@ -1,0 +1,457 @@
+"""The front of a LayeredStore: rows in any store, which hold copies of records for seconds and may vanish at any time.
+
+Each handle has at most one row, which the front takes for one more record: of a path that no handler has, under a
+name that no session has, without labels, so that nothing finds or counts it. Its fields are
+
+    generation   drawn anew by every drop
+    leased       when the filler had not yet asked the primary, in milliseconds since the epoch
+    record       the packed record in base64, or nothing: the primary has none
+    signature    if there are keys: of the row's name, ``leased`` and the packed record
+
+A row without ``leased`` is a tombstone. A drop changes the generation, or, where there is no row, makes a tombstone; a
+fill replaces a row whose generation is still the one that was seen before the primary was asked, or makes one where
+there still is none. So a fill whose lease is older than a drop finds another generation, or a row where it saw none:
+
+    a reader                                a writer
+    row = load(name)
+    primary.load(handle)
+                                            primary.revoke(handle)
+                                            apply(name): another generation, no record
+    apply(name) if row.generation           refused
+
+Every row outlasts every lease that its tombstone has to refuse: it ends twice ``max_staleness`` after it was last
+written, whatever becomes of the session in it. A copy is served while ``leased`` <= now < ``leased`` +
+``max_staleness``, to the millisecond, and before the record's own deadlines. So whatever happens to the front, nothing
+is served that was outdated for longer. One filled by a clock that is ahead is no use until that time has come.
+
+What this process itself changed has a *floor*, the moment of its drop: a copy is served only if it was leased later.
+This holds whatever the front does, loses or answers. A drop that failed has its floor one ``max_staleness`` ahead. A
+clock that is set back makes a floor for all handles, of the latest time that it had shown.
+"""
+
+import os
+import re
+from binascii import a2b_base64, b2a_base64
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hmac import compare_digest
+from secrets import token_hex
+from threading import Lock
+from typing import Any, Final, NamedTuple, TypeVar
+from weakref import WeakSet
+
+import orjson
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from ...clock import FOREVER, stopwatch
+from ...errors import ConfigError, Conflict, RecordTooLarge, SessionGone, StoreUnavailable
+from ...keys import KeyRing, Keys
+from ...records import FORM, NOTHING, Changes, Field, Json, Record, pack, packed, unpack, unpacked
+from ..protocol import Store
+
+__all__ = ["Front", "Lease", "Look"]
+
+MOST_FLOORS: Final = 16_384
+"""How many floors of single handles there are at most; with more, the oldest becomes one for all."""
+
+MOST_TURNS: Final = 4
+"""How often a drop begins anew because rows come and go while it is made."""
+
+MOST_BATCHES: Final = 100
+"""How many batches one sweep asks the front for at most."""
+
+SLOW: Final = 0.05
+"""How many seconds a failure takes after which the front is left alone for a while."""
+
+PAUSE: Final = 1.0
+"""For how many seconds nobody asks a front that failed slowly; then one does."""
+
+OVERHEAD: Final = 400
+"""How many bytes a row has beside the copy, at most."""
+
+PROOF: Final = b"the front of a layered store".ljust(32, b".")
+"""Rows prove nothing, for whoever can write to the front can write rows; what has to be proved, ``keys`` do."""
+
+_PIECE: Final = 2047
+"""More bytes at once make OpenSSL give up the GIL, and a busy thread keeps it for milliseconds."""
+
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+_LONGEST_HANDLE: Final = 64
+_ANSWERS: Final = (Conflict, RecordTooLarge)
+
+_T = TypeVar("_T")
+
+
+class Lease(NamedTuple):
+    """The right to fill a row with what the primary is asked for after this."""
+
+    since: int
+    generation: str | None
+    """That of the row there was, None for no row."""
+
+
+class Look(NamedTuple):
+    """What the front says about a handle: whether it knows, what it knows, and else how to tell it."""
+
+    is_known: bool
+    record: Record | None = None
+    lease: Lease | None = None
+
+
+UNKNOWN: Final = Look(is_known=False)
+ABSENT: Final = Look(is_known=True)
+
+
+class Front:
+    """Copies of a primary's records in another store. Nothing here ever raises because that store fails."""
+
+    def __init__(self, store: Store, staleness: int, name: str, keys: Keys | None) -> None:
+        """Keep copies in this store for at most so many milliseconds, under names that end with ``name``."""
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"The name of a front is up to 32 small letters, digits and hyphens, such as 'shop', not {name!r}."
+            )
+        self._store = store
+        self._now = store.clock.now
+        self._seconds = stopwatch(store.clock)
+        self._staleness = staleness
+        self._path = f"front/{name}"
+        self._suffix = f".{name}"
+        self._signatures = Signatures(keys, name)
+        self._floors = Floors(staleness)
+        self._latest = 0
+        self._again = 0.0  # When the store may next be asked, if it was slow to fail; else 0.
+        self._is_failing = False
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def look(self, handle: str) -> Look:
+        """Return what the front has under a handle."""
+        since = self._time()
+        if not self._may_serve(handle, since):
+            return UNKNOWN
+        name = handle + self._suffix
+        try:
+            row = self._ask(self._store.load, name)
+        except Exception:  # noqa: BLE001 - noted in _ask
+            return UNKNOWN
+        return self._judged(handle, name, row, since)
+
+    def look_many(self, handles: Iterable[str]) -> dict[str, Look]:
+        """Return what the front has under each of these handles, in one trip."""
+        since = self._time()
+        looks = dict.fromkeys(handles, UNKNOWN)
+        names = {handle: handle + self._suffix for handle in looks if self._may_serve(handle, since)}
+        if not names:
+            return looks
+        try:
+            rows = self._ask(self._store.load_many, list(names.values()))
+        except Exception:  # noqa: BLE001 - noted in _ask
+            return looks
+        return looks | {handle: self._judged(handle, name, rows.get(name), since) for handle, name in names.items()}
+
+    def _may_serve(self, handle: str, now: int) -> bool:
+        """Tell whether there can be a copy that is late enough; if not, the trip is spared."""
+        return self._floors.of(handle) < now and _is_plain(handle)
+
+    def _judged(self, handle: str, name: str, row: Record | None, since: int) -> Look:
+        """Return what a row knows, else the lease on the row."""
+        if row is None:
+            return Look(is_known=False, lease=Lease(since, None))
+        values = _values(row)
+        generation = values.get("generation")
+        if generation.__class__ is not str:
+            return UNKNOWN
+        known = self._known(handle, name, values)
+        return Look(is_known=False, lease=Lease(since, generation)) if known is None else known
+
+    def _known(self, handle: str, name: str, values: Mapping[str, Any]) -> Look | None:
+        """Return the record of a row, or that there is none; None for what may not be served."""
+        try:
+            leased, copy = values["leased"], a2b_base64(values["record"], strict_mode=True)
+        except (KeyError, TypeError, ValueError):  # a tombstone, or garbage
+            return None
+        now = self._time()
+        if leased.__class__ is not int or not self._floors.of(handle) < leased <= now < leased + self._staleness:
+            return None
+        if not self._signatures.verify(values.get("signature"), name, leased, copy):
+            return None
+        if not copy:
+            return ABSENT
+        record = _unpacked(handle, copy)
+        return Look(is_known=True, record=record) if record is not None and record.is_live(now) else None
+
+    # -- filling ---------------------------------------------------------------------------
+
+    def fill(self, handle: str, record: Record | None, lease: Lease) -> bool:
+        """Keep what the primary said, unless the lease is no good any more; return False if the front failed."""
+        now, name, copy = self._time(), handle + self._suffix, _copied(record)
+        if copy is None or not self._floors.of(handle) < lease.since <= now < lease.since + self._staleness:
+            return True
+        if len(copy) * 4 // 3 + OVERHEAD > self._store.largest:
+            return True
+        values = {"leased": lease.since, "record": b2a_base64(copy, newline=False).decode("ascii")}
+        if self._signatures:
+            values["signature"] = self._signatures.of(name, lease.since, copy)
+        try:
+            if lease.generation is None:
+                self._ask(self._store.create, self._row(name, now, {"generation": token_hex(8), **values}))
+            else:
+                self._ask(self._store.apply, name, PROOF, self._filling(values, lease.generation, now))
+        except _ANSWERS:  # somebody dropped or filled it meanwhile, or it is too large for the front after all
+            return True
+        except Exception:  # noqa: BLE001 - noted in _ask
+            return False
+        return True
+
+    def _row(self, name: str, now: int, values: Mapping[str, Any]) -> Record:
+        return Record(name, self._path, now, FOREVER, self._end(now), FOREVER, PROOF, now, fields=packed(values))
+
+    def _filling(self, values: Mapping[str, Any], generation: str, now: int) -> Changes:
+        return Changes(
+            sets={key: _field(value) for key, value in values.items()},
+            expects={"generation": Json(orjson.dumps(generation))},
+            own=self._end(now),
+        )
+
+    def _end(self, now: int) -> int:
+        """Return until when a row has to be there that is written now."""
+        return now + 2 * self._staleness
+
+    # -- dropping --------------------------------------------------------------------------
+
+    def drop(self, handle: str, *, is_new: bool = False) -> bool:
+        """Have no copy served that was leased before this, and refuse fills with such a lease.
+
+        Returns False if that failed: then nobody in this process is served from the front for ``max_staleness``, and
+        others are not served for longer. ``is_new`` says that there is hardly a row.
+        """
+        done, now = False, self._time()
+        if not _is_plain(handle):
+            return True
+        self._floors.raise_to(now, handle)
+        try:
+            done = self._dropped(handle + self._suffix, now, is_new=is_new)
+        except Exception:  # noqa: BLE001, S110 - noted in _ask
+            pass
+        finally:
+            if not done:
+                self._floors.raise_to(now, handle, ahead=True)
+        return done
+
+    def _dropped(self, name: str, now: int, *, is_new: bool) -> bool:
+        generation = token_hex(8)
+        changes = Changes(
+            sets={"generation": _field(generation)}, deletes=("leased", "record", "signature"), own=self._end(now)
+        )
+        for turn in range(MOST_TURNS):
+            if turn or not is_new:
+                with suppress(SessionGone):
+                    self._ask(self._store.apply, name, PROOF, changes)
+                    return True
+            with suppress(Conflict):
+                self._ask(self._store.create, self._row(name, now, {"generation": generation}))
+                return True
+        return False
+
+    def drop_all(self, handles: Sequence[str]) -> None:
+        """Drop each; once the front fails it is not asked again."""
+        for place, handle in enumerate(handles):
+            if not self.drop(handle):
+                now = self._time()
+                for other in handles[place + 1 :]:
+                    self._floors.raise_to(now, other, ahead=True)
+                return
+
+    def distrust(self, handle: str | None) -> None:
+        """Serve nothing in this process that was leased before this, of this handle, or for None of any."""
+        self._floors.raise_to(self._time(), handle)
+
+    # -- housekeeping ----------------------------------------------------------------------
+
+    def sweep(self, limit: int) -> None:
+        """Remove what expired long ago, a batch after the other."""
+        for _ in range(MOST_BATCHES):
+            try:
+                if self._ask(self._store.sweep, limit) < limit:
+                    return
+            except Exception:  # noqa: BLE001 - noted in _ask
+                return
+
+    def close(self) -> None:
+        """Serve nothing any more, and close the store."""
+        self._floors.raise_to(FOREVER, None)
+        with suppress(Exception):
+            self._store.close()
+
+    def _time(self) -> int:
+        """Return the time; if the clock was set back, serve nothing that may have been leased before."""
+        latest = self._latest  # Read first: while it only goes forward, no other thread can have seen a later time.
+        now = self._now()
+        if now > latest:
+            self._latest = now
+        elif now < latest:
+            self._floors.raise_to(latest, None)
+        return now
+
+    def _ask(self, verb: Callable[..., _T], *arguments: Any) -> _T:
+        """Ask the store, unless it was slow to fail a moment ago; note when it fails, and when it answers again."""
+        began = self._seconds()
+        if self._again:
+            if began < self._again:
+                raise StoreUnavailable("The front of this store was slow to fail, and is left alone for a moment.")
+            self._again = began + PAUSE  # One tries; the others wait for what it finds.
+        try:
+            result = verb(*arguments)
+        except _ANSWERS:
+            self._again = 0.0
+            raise
+        except Exception as error:
+            ended = self._seconds()
+            self._again = ended + PAUSE if ended - began >= SLOW else 0.0
+            self._note(error)
+            raise
+        if self._again or self._is_failing:
+            self._again, self._is_failing = 0.0, False
+        return result
+
+    def _note(self, error: Exception) -> None:
+        """Say that the front fails, once for each time that it begins to."""
+        if self._is_failing or self._floors.all == FOREVER:
+            return
+        self._is_failing = True
+        import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
+
+        message = "The front of a layered store fails, and the primary is asked until it answers again: %s"
+        logging.getLogger("sessiontree.stores").warning(message, error)
+
+
+class Floors:
+    """From when on copies must have been leased to be served, for single handles and for all. Reading takes no lock.
+
+    A floor is forgotten when nothing that was leased before it can be fresh any more.
+    """
+
+    def __init__(self, staleness: int) -> None:
+        """Begin with no floor; a copy is fresh for so many milliseconds."""
+        self.all = 0
+        self._staleness = staleness
+        self._by_handle: OrderedDict[str, int] = OrderedDict()
+        self.begin_process()
+        _FLOORS.add(self)
+
+    def begin_process(self) -> None:
+        """Take a lock that nobody holds, for after a fork a thread of the parent may hold the other one for ever."""
+        self._lock = Lock()
+
+    def of(self, handle: str) -> int:
+        """Return the floor of a handle."""
+        own = self._by_handle.get(handle, 0)
+        return max(own, self.all)  # Read in this order: one becomes the floor of all before it is forgotten.
+
+    def raise_to(self, now: int, handle: str | None, *, ahead: bool = False) -> None:
+        """Have nothing served that was leased until now, of this handle, or for None of any.
+
+        ``ahead`` is for a drop that failed: nothing is served that is leased while older copies may be fresh.
+        """
+        floor = now + self._staleness if ahead else now
+        with self._lock:
+            if handle is None:
+                self.all = max(self.all, floor)
+                return
+            floors = self._by_handle
+            floors[handle] = max(floor, floors.get(handle, 0))
+            floors.move_to_end(handle)
+            self._forget(now)
+
+    def _forget(self, now: int) -> None:
+        """Forget the oldest floors, if they are outdated or too many; in that case the oldest holds for all."""
+        while self._by_handle:
+            handle, floor = next(iter(self._by_handle.items()))
+            if now < floor + self._staleness:
+                if len(self._by_handle) <= MOST_FLOORS:
+                    return
+                self.all = max(self.all, floor)
+            del self._by_handle[handle]
+
+
+class Signatures:
+    """Signs and verifies copies, so that whoever can write to the front cannot make up sessions; or does neither."""
+
+    def __init__(self, keys: Keys | None, name: str) -> None:
+        """Sign with the newest key, and accept any; None is for none."""
+        subkeys = () if keys is None else KeyRing.of(keys).subkeys("front", name)
+        self._macs = {key_id: HMAC(key, SHA256()) for key_id, key in subkeys}
+        self._newest = next(iter(self._macs), "")
+
+    def __bool__(self) -> bool:
+        """Tell whether there are keys."""
+        return bool(self._macs)
+
+    def of(self, name: str, leased: int, copy: bytes) -> str:
+        """Return the signature of a copy in its place."""
+        return f"{self._newest}.{_signed(self._macs[self._newest], name, leased, copy)}"
+
+    def verify(self, signature: object, name: str, leased: int, copy: bytes) -> bool:
+        """Tell whether one of the keys signed this."""
+        if not self._macs:
+            return True
+        key_id, _, text = str(signature).partition(".")
+        mac = self._macs.get(key_id)
+        return mac is not None and compare_digest(_signed(mac, name, leased, copy).encode(), text.encode())
+
+
+def _signed(mac: HMAC, name: str, leased: int, copy: bytes) -> str:
+    mac = mac.copy()
+    mac.update(b"%d:%s%d:" % (len(name), name.encode(), leased))
+    for start in range(0, len(copy), _PIECE):
+        mac.update(copy[start : start + _PIECE])
+    return mac.finalize().hex()
+
+
+def _is_plain(handle: str) -> bool:
+    """Tell whether a handle is as those of sessions are; no other is ever kept, so every name of a row is plain too."""
+    return len(handle) <= _LONGEST_HANDLE and handle.isascii() and handle.isalnum()
+
+
+def _values(row: Record) -> Mapping[str, Any]:
+    try:
+        return unpacked(row.fields)[0]
+    except ValueError:
+        return NOTHING
+
+
+def _field(value: Any) -> Field:
+    return Json(orjson.dumps(value)), 0
+
+
+def _copied(record: Record | None) -> bytes | None:
+    """Return a record as bytes, none of them for no record; None for a record that cannot be kept."""
+    if record is None:
+        return b""
+    if record.form != FORM:
+        return None
+    try:
+        return pack(record)
+    except Exception:  # noqa: BLE001 - it has what no packed record can have, and only the primary knows how to keep that
+        return None
+
+
+def _unpacked(handle: str, copy: bytes) -> Record | None:
+    try:
+        return unpack(handle, copy)
+    except StoreUnavailable:  # written by a newer release: the primary says what that means
+        return None
+
+
+_FLOORS: Final[WeakSet[Floors]] = WeakSet()
+
+
+def _after_fork() -> None:
+    for floors in list(_FLOORS):
+        floors.begin_process()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,290 @@
+"""The three ways in which a PostgresStore changes a record.
+
+The plain way is an UPDATE that edits the packed fields once for each key, for the changes of nearly every request. The
+function ``applied`` takes all others. Where neither finds a row that it may change, nothing has changed, and the slow
+way locks the row and asks ``records.changed``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Final, TypeAlias
+
+import orjson
+from psycopg import Error
+
+from ...errors import SessionError
+from ...records import PROOF_BYTES, Changes, Json, Version, changed, gone
+from .link import FAILURES, Link, Result, Statement
+from .rows import (
+    Values,
+    array,
+    bigint,
+    bigints,
+    entry_of,
+    label_of,
+    lock_of,
+    marker_of,
+    record_of,
+    row_of,
+    texts,
+)
+from .server import PostgresServer
+from .sql import EDITS, Statements
+
+__all__ = ["YES", "PostgresRows", "is_watched"]
+
+YES: Final = b"\1"
+"""How the server says so."""
+
+Asked: TypeAlias = tuple[Statement, Values]
+"""A statement and its parameters."""
+
+_BYTES: Final = b'{"$bytes":'
+
+LONGEST: Final = 8000
+"""How many bytes a notification has at most; an empty one says that any record may have changed."""
+
+
+class PostgresRows(PostgresServer):
+    """The rows of a schema: how one is changed, and who is told."""
+
+    @cached_property
+    def _statements(self) -> Statements:
+        return Statements(self.schema)
+
+    @cached_property
+    def _channel(self) -> bytes:
+        return f"sessiontree_{self.schema}".encode()
+
+    _is_watched = False
+    """Whether somebody watched when this object wrote last."""
+
+    def _apply(self, link: Link, handle: bytes, proof: bytes, changes: Changes) -> Version:
+        """Make all the changes or none."""
+        asked = self._asked(handle, proof, changes)
+        version = None if asked is None else _answered(self._write(link, *asked, handle), changes)
+        return self._apply_slowly(link, handle, proof, changes) if version is None else version
+
+    def _apply_all(self, link: Link, writes: Sequence[tuple[bytes, bytes, Changes]]) -> list[Version | Exception]:
+        """Make changes to different records, in one trip if none of them needs to be looked at."""
+        asked = [self._asked_or_why_not(*write) for write in writes]
+        handles = [write[0] for write, each in zip(writes, asked, strict=True) if isinstance(each, tuple)]
+        results = iter(self._write_all(link, [each for each in asked if isinstance(each, tuple)], handles))
+        return [
+            self._settled(link, next(results) if isinstance(each, tuple) else each, *write)
+            for write, each in zip(writes, asked, strict=True)
+        ]
+
+    def _write(self, link: Link, statement: Statement, values: Values, handle: bytes) -> Result:
+        """Run a statement that changes a record, and tell those who watch."""
+        if self._is_watched and self._prepared:
+            [result] = self._write_all(link, [(statement, values)], [handle])
+            if isinstance(result, Error):
+                raise result
+            return result
+        result = link.run(statement, values)
+        self._is_watched = is_watched(result)
+        if self._is_watched:
+            self._tell(link, [handle])
+        return result
+
+    def _write_all(self, link: Link, asked: Sequence[Asked], handles: list[bytes]) -> list[Result | Error]:
+        """Run statements that each change a record; who watched last time is told in the same trip, whatever came."""
+        if self._is_watched:
+            *results, _ = link.run_many([*asked, self._notification(handles)])
+        else:
+            results = link.run_many(asked)
+        seen = [is_watched(result) for result in results if not isinstance(result, Error) and result.ntuples]
+        was_watched, self._is_watched = self._is_watched, any(seen) if seen else self._is_watched
+        if self._is_watched and not was_watched:
+            self._tell(link, handles)
+        return results
+
+    def _asked_or_why_not(self, *write: *tuple[bytes, bytes, Changes]) -> Asked | TypeError | None:
+        try:
+            return self._asked(*write)
+        except TypeError as error:
+            return error
+
+    def _settled(
+        self, link: Link, result: Result | Exception | None, handle: bytes, proof: bytes, changes: Changes
+    ) -> Version | Exception:
+        """Return what came of one of several; nothing may be repeated here, for the others have been made."""
+        try:
+            if isinstance(result, Error):
+                self._recover(link, result)
+                result = None
+            elif isinstance(result, Exception):
+                return result
+            version = None if result is None else _answered(result, changes)
+            return self._apply_slowly(link, handle, proof, changes) if version is None else version
+        except FAILURES as error:
+            self._settle(link, error)
+            return self._ours(error)
+        except (SessionError, TypeError, ValueError) as error:
+            self._settle(link, error)
+            return error
+
+    def _asked(self, handle: bytes, proof: bytes, changes: Changes) -> Asked | None:
+        """Return what to ask the server to do, the plain way if that will do; None for what is to be looked at."""
+        now = self._now()
+        if is_plain(changes):
+            return self._asked_plainly(handle, proof, changes, now)
+        if is_odd(changes):
+            return None
+        edits, adds, expects = list(_edits(changes)), changes.adds, changes.expects
+        names, values = self._indexed(changes.labels)
+        return self._statements.apply, (
+            handle, proof, bigint(now), bigint(self.largest), bigint(not changes.is_touch),
+            array(marker for marker, _, _ in edits), array(entry for _, entry, _ in edits),
+            array(time for _, _, time in edits),
+            array(map(marker_of, adds)), texts(str(number).encode() for number in adds.values()),
+            array(map(marker_of, expects)),
+            array(None if content is None else entry_of(key, content) for key, content in expects.items()),
+            bigint(now if changes.seen is None else changes.seen), _number(changes.own), _number(changes.idle),
+            changes.proof, bigint(changes.grace), _number(changes.authenticated),
+            array(map(marker_of, changes.labels)), array(label_entries(changes.labels)),
+            texts(names), texts(values), self._locks(names, values),
+        )  # fmt: skip
+
+    def _asked_plainly(self, handle: bytes, proof: bytes, changes: Changes, now: int) -> Asked:
+        sets, seen, own, idle = changes.sets, changes.seen, changes.own, changes.idle
+        values: list[bytes | None] = [
+            handle, proof, bigint(now), bigint(now if seen is None else seen), None if own is None else bigint(own),
+            None if idle is None else bigint(idle),
+        ]  # fmt: skip
+        if not (sets or changes.deletes):
+            return self._statements.touch, values
+        room = self.largest
+        values.append(None)
+        for marker, entry, _ in _edits(changes):
+            room -= len(entry)
+            values += (marker, entry)
+        values[6] = bigint(room)
+        return self._statements.data[(len(values) - 7) // 2], values
+
+    def _apply_slowly(self, link: Link, handle: bytes, proof: bytes, changes: Changes) -> Version:
+        """Change the record while nobody else can, or raise what hinders it."""
+        statements = self._statements
+        link.run(statements.begin)
+        if changes.labels:
+            link.run(statements.lock, [self._locks(*self._indexed(changes.labels))])
+        result, now = link.run(statements.load_locked, [handle]), self._now()
+        old = record_of(result, 0, handle.decode()) if result.ntuples else None
+        if old is None:
+            raise gone()
+        if not old.is_live(now):
+            link.run(statements.delete, [handle])
+            link.run(statements.commit)
+            raise gone()
+        record, sums = changed(old, proof, changes, now, self.largest)
+        if changes.proof is not None:
+            link.run(statements.durably)
+        result = link.run(statements.replace, row_of(record))
+        self._relabel_row(link, handle, old.label, record.label)
+        link.run(statements.commit)
+        if is_watched(result):
+            self._tell(link, [handle])
+        version = Version(record.version)
+        if sums:
+            version.sums = sums
+        return version
+
+    def _relabel_row(self, link: Link, handle: bytes, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        for name in before.keys() | after.keys():
+            if before.get(name) != after.get(name):
+                link.run(self._statements.unlabel, (handle, _indexable(name)))
+                if name in after:
+                    link.run(self._statements.label, (handle, _indexable(name), _indexable(after[name])))
+
+    def _indexed(self, labels: Mapping[str, str | None]) -> tuple[list[bytes], list[bytes | None]]:
+        """Return names and values of labels as the index has them."""
+        values = [None if value is None else _indexable(value) for value in labels.values()]
+        return [_indexable(name) for name in labels], values
+
+    def _locks(self, names: list[bytes], values: list[bytes | None]) -> bytes:
+        """Return the locks to take before labels are given, in the order that everybody keeps."""
+        pairs = zip(names, values, strict=True)
+        return bigints(sorted({lock_of(self.schema, name, value) for name, value in pairs if value is not None}))
+
+    def _tell(self, link: Link, handles: list[bytes]) -> None:
+        """Tell those who watch of what was done.
+
+        This is a transaction of its own: within one that writes, NOTIFY holds a lock of the whole server's until the
+        disk has everything. If it fails, the change is made all the same, and watchers are told too little, as when
+        this process is killed just now: caches are bounded by their ``max_staleness``.
+        """
+        try:
+            link.run(*self._notification(handles))
+        except FAILURES:
+            link.connection.close()
+            link.until = 0.0
+
+    def _notification(self, handles: list[bytes]) -> Asked:
+        told = [handle if len(handle) < LONGEST else b"" for handle in handles]
+        return self._statements.notify, (self._channel, texts(told))
+
+
+def is_plain(changes: Changes) -> bool:
+    """Tell whether an UPDATE alone can do it: keys without deadlines are set or removed, and deadlines moved."""
+    return (
+        changes.proof is None
+        and changes.authenticated is None
+        and not (changes.adds or changes.expects or changes.labels)
+        and len(changes.sets) + len(changes.deletes) <= EDITS
+        and not any(deadline for _, deadline in changes.sets.values())
+    )
+
+
+def is_odd(changes: Changes) -> bool:
+    """Tell whether the function on the server would see this otherwise than ``records.changed``."""
+    return bool(
+        (changes.proof is not None and len(changes.proof) != PROOF_BYTES)
+        or any(type(number) is not int for number in changes.adds.values())
+        # As JSON this is what bytes lie there as, and the two are not the same.
+        or any(content.__class__ is Json and content.startswith(_BYTES) for content in changes.expects.values())
+    )
+
+
+def is_watched(result: Result) -> bool:
+    """Tell whether somebody watches what a statement has changed."""
+    return bool(result.ntuples) and result.get_value(0, 1) == YES
+
+
+def _answered(result: Result, changes: Changes) -> Version | None:
+    """Return the new version, or None if nothing was changed."""
+    number = result.get_value(0, 0) if result.ntuples else None
+    if number is None:
+        return None
+    version: Version = Version.from_bytes(number)
+    if changes.adds:
+        sums = map(int, (result.get_value(0, 2) or b"").split(b","))
+        version.sums = dict(zip(changes.adds, sums, strict=True))
+    return version
+
+
+def label_entries(labels: Mapping[str, str | None]) -> list[bytes]:
+    """Return what the labels of a record are edited to; nothing removes one."""
+    return [b"" if value is None else entry_of(name, Json(orjson.dumps(value))) for name, value in labels.items()]
+
+
+def _edits(changes: Changes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield marker, entry and entry of the deadline of each key that is set or removed; a set wins."""
+    for key in dict.fromkeys(changes.deletes):
+        if key not in changes.sets:
+            yield marker_of(key), b"", b""
+    for key, (content, deadline) in changes.sets.items():
+        marker = marker_of(key)
+        yield marker, entry_of(key, content), b"%b%d,\t" % (marker[1:], deadline) if deadline else b""
+
+
+def _indexable(text: str) -> bytes:
+    """Return what the index of labels has for a name or a value; raise TypeError for half a surrogate pair."""
+    written = label_of(text)
+    if written is None:
+        raise TypeError("A label is text that UTF-8 can write: half a surrogate pair is none.")
+    return written
+
+
+def _number(number: int | None) -> bytes | None:
+    return None if number is None else bigint(number)

@@ -1,0 +1,186 @@
+"""One connection of a PostgresStore: statements are sent through libpq and their answers waited for, but never long.
+
+A verb is one statement in one round trip. psycopg's cursors would take half as long again, so statements are prepared
+once for each connection and sent through ``psycopg.pq``, which psycopg offers for that. Nothing is sent by a call that
+waits: it would hang for as long as a server that was stopped keeps its connections open. So a verb waits for the
+socket, at most ``timeout`` seconds, and gives the connection up after that.
+"""
+
+import select
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from psycopg import Connection, Error, OperationalError, pq
+from psycopg.errors import error_from_result
+
+from ...clock import SystemClock, stopwatch
+
+__all__ = ["FAILURES", "OK", "Link", "Result", "Statement", "seconds"]
+
+FAILURES: Final = (Error, TimeoutError)
+"""What a statement raises."""
+
+Result = pq.abc.PGresult
+BINARY: Final = pq.Format.BINARY
+OK: Final = pq.ConnStatus.OK
+_GOOD: Final = {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}
+_OIDS: Final = {"bytea": 17, "bigint": 20, "text": 25, "bytea[]": 1001, "text[]": 1009, "bigint[]": 1016}
+
+FRESH: Final = 1.0
+"""For how many seconds nobody looks whether a connection that was just used is still there."""
+
+seconds: Final = stopwatch(SystemClock())
+"""How time passes, for waiting alone."""
+
+
+class Statement:
+    """One statement, with the types of its parameters; all travel as bytes."""
+
+    __slots__ = ("formats", "name", "oids", "sql")
+
+    def __init__(self, sql: str, types: str = "", *, is_prepared: bool = True) -> None:
+        """Name it for what it says, so that stores which share a connection share it too."""
+        self.sql = sql.encode()
+        self.name = b"sessiontree_" + sha256(self.sql).hexdigest()[:24].encode() if is_prepared else b""
+        self.oids = [_OIDS[each] for each in types.split()]
+        self.formats = [BINARY] * len(self.oids) or None
+
+
+_PREPARED: Final[WeakKeyDictionary[Connection[Any], set[bytes]]] = WeakKeyDictionary()
+"""What is prepared on each connection, whichever store has done it."""
+
+
+class Link:
+    """One connection, with what is prepared on it."""
+
+    __slots__ = ("_milliseconds", "_prepared", "_wait", "connection", "pgconn", "until", "used")
+
+    def __init__(self, connection: Connection[Any], timeout: float, *, prepared: bool) -> None:
+        """Have prepared nothing yet; ``timeout`` is how many seconds the server has for each statement."""
+        self.connection = connection
+        self.pgconn = connection.pgconn
+        self.until = 0.0
+        """When it goes back to its pool, which may replace it."""
+        self.used = 0.0
+        """When it was used last."""
+        self._prepared = _PREPARED.setdefault(connection, set()) if prepared else None
+        self._wait = _waiter(self.pgconn.socket)
+        self._milliseconds = timeout * 1000
+
+    def is_fresh(self) -> bool:
+        """Tell whether the server has not hung up since the last time.
+
+        It says why before it does, and nothing else to who has asked for nothing.
+        """
+        return not self._wait(0)
+
+    def run(self, statement: Statement, values: Sequence[bytes | None] = ()) -> Result:
+        """Return what a statement returns; raise psycopg's errors, and TimeoutError."""
+        pgconn, prepared = self.pgconn, self._prepared
+        if prepared is None or not statement.name:
+            pgconn.send_query_params(statement.sql, values, statement.oids, statement.formats, BINARY)
+        else:
+            if statement.name not in prepared:
+                self._prepare(statement, prepared)
+            pgconn.send_query_prepared(statement.name, values, statement.formats, BINARY)
+        return self._result()
+
+    def run_many(self, asked: Sequence[tuple[Statement, Sequence[bytes | None]]]) -> list[Result | Error]:
+        """Return what prepared statements return, or the errors, that are sent together, each a transaction."""
+        for statement, _ in asked:
+            if self._prepared is not None and statement.name not in self._prepared:
+                self._prepare(statement, self._prepared)
+        try:
+            return self._piped(asked)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _piped(self, asked: Sequence[tuple[Statement, Sequence[bytes | None]]]) -> list[Result | Error]:
+        pgconn = self.pgconn
+        pgconn.enter_pipeline_mode()
+        for statement, values in asked:
+            pgconn.send_query_prepared(statement.name, values, statement.formats, BINARY)
+            pgconn.pipeline_sync()
+        if pgconn.flush():
+            self._flush()
+        results: list[Result | Error] = []
+        for _ in asked:
+            result = self._next()
+            if result is None:
+                raise OperationalError("the connection was lost")
+            results.append(result if result.status in _GOOD else error_from_result(result))
+            self._next()  # None, which ends the statement
+            self._next()  # the synchronisation, which ends its transaction
+        pgconn.exit_pipeline_mode()
+        return results
+
+    def wait(self, duration: float) -> bool:
+        """Wait at most so long until the server says something; tell whether it does."""
+        return bool(self._wait(duration * 1000))
+
+    def forget(self) -> None:
+        """Prepare everything anew, under the same names."""
+        if self._prepared is not None:
+            self._prepared.clear()
+
+    def _result(self) -> Result:
+        """Return the one result of what was sent, when the server is ready for more."""
+        pgconn = self.pgconn
+        if pgconn.flush():
+            self._flush()
+        if not self._wait(self._milliseconds):
+            raise TimeoutError
+        pgconn.consume_input()
+        if pgconn.is_busy():
+            self._finish()
+        result = pgconn.get_result()
+        if pgconn.is_busy():
+            self._finish()
+        if result is None or pgconn.get_result() is not None:
+            raise OperationalError("the connection was lost")
+        if result.status not in _GOOD:
+            raise error_from_result(result)
+        return result
+
+    def _prepare(self, statement: Statement, prepared: set[bytes]) -> None:
+        self.pgconn.send_prepare(statement.name, statement.sql, statement.oids)
+        self._result()
+        prepared.add(statement.name)
+
+    def _next(self) -> Result | None:
+        if self.pgconn.is_busy():
+            self._finish()
+        return self.pgconn.get_result()
+
+    def _finish(self) -> None:
+        """Wait for the rest of an answer that came in pieces."""
+        deadline = seconds() + self._milliseconds / 1000
+        while self.pgconn.is_busy():
+            if not self._wait(max(0.0, (deadline - seconds()) * 1000)):
+                raise TimeoutError
+            self.pgconn.consume_input()
+
+    def _flush(self) -> None:
+        """Send the rest of what is larger than the socket takes at once."""
+        deadline = seconds() + self._milliseconds / 1000
+        with DefaultSelector() as selector:
+            selector.register(self.pgconn.socket, EVENT_READ | EVENT_WRITE)
+            while self.pgconn.flush():
+                ready = selector.select(max(0.0, deadline - seconds()))
+                if not ready:
+                    raise TimeoutError
+                if ready[0][1] & EVENT_READ:
+                    self.pgconn.consume_input()
+
+
+def _waiter(descriptor: int) -> Callable[[float], object]:
+    """Return what waits at most so many milliseconds until a socket has something to read, and tells whether it has."""
+    if not hasattr(select, "poll"):  # what replaces threads may take it away
+        return lambda milliseconds: select.select([descriptor], [], [], milliseconds / 1000)[0]
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return poll.poll

@@ -1,0 +1,206 @@
+r"""How a record lies in a row of PostgreSQL, and how changes travel there, as bytes and without a parser.
+
+Fields, their deadlines and labels are packed alike: entries of JSON text, each between two tabs.
+
+    \t"user":48213,\t"theme":"dark",\t
+
+Compact JSON holds no tab, and no string of it goes on behind its closing quote, so ``\t"theme":`` stands where the
+entry of that key begins and nowhere else. So the server can find, replace and remove an entry with a search for bytes,
+and what it sends is a JSON object once the tabs are taken out. Bytes also keep NUL, which no text in PostgreSQL can.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from struct import Struct
+from typing import Any, Final
+
+import orjson
+
+from ...errors import UsageError
+from ...records import FORM, NOTHING, PROOF_BYTES, Content, Json, Record, as_value, unpacked
+from .link import Result
+
+__all__ = [
+    "COLUMNS",
+    "Values",
+    "array",
+    "bigint",
+    "bigints",
+    "entry_of",
+    "is_text",
+    "label_of",
+    "lock_of",
+    "marker_of",
+    "record_of",
+    "row_of",
+    "texts",
+]
+
+COLUMNS: Final = (
+    "ROW(form, version, created, absolute, own, idle, seen, authenticated, grace, proof),"
+    " about, fields, previous, labels, deadlines"
+)
+"""What ``record_of`` reads: the numbers and the proof in one value, since each value costs a call."""
+
+LONGEST: Final = 400
+"""How long a name or a value of a label may be in the index, which takes a third of a page; longer ones are hashed."""
+
+_HEAD: Final = Struct(">4x" + "8xq" * 9 + "8x32s")
+_NUMBER: Final = Struct(">q")
+_ARRAY: Final = Struct(">iiiii")
+_LENGTH: Final = Struct(">i")
+_BYTEA: Final = 17
+_BIGINT: Final = 20
+_TEXT: Final = 25
+_NULL: Final = b"\xff\xff\xff\xff"
+
+bigint: Final = _NUMBER.pack
+"""An integer as a parameter."""
+
+Values = Sequence[bytes | None]
+"""The parameters of a statement."""
+
+
+# -- records --------------------------------------------------------------------------------
+
+
+def record_of(result: Result, row: int, handle: str | None = None) -> Record | None:
+    """Return the record of a row that was read with ``COLUMNS``, and its handle behind them if it is not known.
+
+    Garbage is None; a newer release's form is StoreUnavailable.
+    """
+    value = result.get_value
+    head, about, fields, previous = value(row, 0), value(row, 1), value(row, 2), value(row, 3)
+    labels, deadlines = value(row, 4), value(row, 5)
+    if handle is None:
+        handle = (value(row, 6) or b"").decode()
+    if head is None or about is None or previous is None:
+        return None
+    form, version, created, absolute, own, idle, seen, authenticated, grace, proof = _HEAD.unpack(head)
+    if form != FORM:
+        Record(handle, "", 0, 0, 0, 0, proof, 0, form=form).check_form()
+    if fields is None:
+        return None
+    packed = b"{" + fields.replace(b"\t", b"")[:-1] + b"}"
+    if deadlines is not None:
+        packed = b"\n".join((packed, _object(deadlines)))
+    try:
+        path, agent, address = _described(about)
+    except ValueError:
+        return None
+    return tuple.__new__(  # As _make() does, without a frame of its own.
+        Record,
+        (handle, path, created, absolute, own, idle, proof, seen, version, authenticated, previous, grace,
+         "" if labels is None else _object(labels).decode(), agent, address, packed, form),
+    )  # fmt: skip
+
+
+def row_of(record: Record) -> list[bytes | None]:
+    """Return the parameters of a row; raise UsageError for a proof that is not 32 bytes.
+
+    Fields that are no JSON object are NULL: garbage is no record, whoever wrote it.
+    """
+    if len(record.proof) != PROOF_BYTES:
+        raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+    fields: bytes | None = None
+    deadlines: Mapping[str, int] = NOTHING
+    try:
+        values, deadlines = unpacked(record.fields)
+        fields = _packed(values)
+    except ValueError:
+        pass
+    numbers = (
+        record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,
+        record.authenticated, record.grace,
+    )  # fmt: skip
+    return [
+        record.handle.encode(), *map(bigint, numbers), record.proof, record.previous,
+        orjson.dumps([record.path, record.agent, record.address]),
+        _packed(record.label) if record.labels else None, fields, _packed(deadlines) if deadlines else None,
+    ]  # fmt: skip
+
+
+@lru_cache(1024)
+def _described(about: bytes) -> list[str]:
+    """Return path, agent and address, which are the same in every request of a session."""
+    found: list[str] = orjson.loads(about)
+    return found
+
+
+def _object(packed: bytes) -> bytes:
+    """Return packed entries as a JSON object."""
+    return b"{" + packed.replace(b"\t", b"")[:-1] + b"}"
+
+
+def _packed(values: Mapping[str, Any]) -> bytes:
+    return b"\t" + b"".join([orjson.dumps({key: value})[1:-1] + b",\t" for key, value in values.items()])
+
+
+# -- entries --------------------------------------------------------------------------------
+
+
+def marker_of(key: str) -> bytes:
+    """Return what the entry of a key begins with."""
+    return b"\t" + orjson.dumps(key) + b":"
+
+
+def entry_of(key: str, content: Content) -> bytes:
+    """Return the entry of a key, with the tab behind it."""
+    written: bytes = content
+    if content.__class__ is not Json:
+        written = orjson.dumps(as_value(content))
+    elif b"\t" in written or b"\n" in written:  # JSON of somebody else's making, with blanks
+        written = orjson.dumps(orjson.loads(written))
+    return b"%b:%b,\t" % (orjson.dumps(key), written)
+
+
+def is_text(*texts: str) -> bool:
+    """Tell whether these can lie in a database: half a surrogate pair cannot, and NUL ends a text there."""
+    joined = "".join(texts)
+    if joined.isascii():
+        return "\0" not in joined
+    try:
+        joined.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in joined
+
+
+# -- labels ---------------------------------------------------------------------------------
+
+
+def label_of(text: str) -> bytes | None:
+    """Return what the index has for a name or a value; None for what no label can be: half a surrogate pair."""
+    try:
+        written = orjson.dumps(text)
+    except TypeError:
+        return None
+    # No JSON text of a str begins like the name of the hash.
+    return written if len(written) <= LONGEST else b"sha256:" + sha256(written).hexdigest().encode()
+
+
+def lock_of(schema: str, name: bytes, value: bytes) -> int:
+    """Return the number of the advisory lock that whoever gives this label takes."""
+    return int.from_bytes(sha256(b"\n".join((schema.encode(), name, value))).digest()[:8], signed=True)
+
+
+# -- arrays ---------------------------------------------------------------------------------
+
+
+def array(items: Iterable[bytes | None], of: int = _BYTEA) -> bytes:
+    """Return an array as a parameter."""
+    parts = [_NULL if item is None else _LENGTH.pack(len(item)) + item for item in items]
+    if not parts:
+        return _ARRAY.pack(0, 0, of, 0, 0)[:12]
+    return b"".join((_ARRAY.pack(1, _NULL in parts, of, len(parts), 1), *parts))
+
+
+def texts(items: Iterable[bytes | None]) -> bytes:
+    """Return an array of text as a parameter."""
+    return array(items, _TEXT)
+
+
+def bigints(items: Iterable[int]) -> bytes:
+    """Return an array of integers as a parameter."""
+    return array(map(bigint, items), _BIGINT)

@@ -1,0 +1,365 @@
+"""The server of a PostgresStore: its pool of connections, what its errors mean, and what becomes of it in a fork.
+
+Connections are taken from a psycopg pool and given back to it, which replaces them when they are old or lost. A pool
+that ``from_url`` made is the store's own: there the connection that was used last is kept at hand for a while, for the
+pool takes as long to give and take one as Python takes for the rest of a verb.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary, WeakSet
+
+from psycopg import Connection, Error, conninfo, pq
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
+
+from ...clock import Clock, SystemClock
+from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable, UsageError
+from ...records import LARGEST
+from .link import FAILURES, FRESH, OK, Link, Statement, seconds
+from .schema import admitted, brought_up
+
+__all__ = ["Pool", "PostgresServer", "checked", "connector", "pool_of"]
+
+Pool = ConnectionPool[Any]
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+HELD: Final = 60.0
+"""How many seconds a connection of our own pool is used before the pool looks at its age again."""
+
+DAY: Final = 86_400
+
+CONNECT_SECONDS: Final = 2
+"""How many seconds a new connection may take, if its URL does not say; libpq knows no shorter time."""
+
+HELD_ROW_MS: Final = 5000
+"""After how many milliseconds of silence the server ends a transaction."""
+
+ATTEMPTS: Final = 100
+"""How often a verb is tried that the server ended for the sake of another transaction; one of them goes on."""
+
+RESETS: Final = 2
+"""How often everything is prepared anew for one verb."""
+
+_AGAIN: Final = {"40001", "40P01"}
+_UNPREPARED: Final = {"26000", "42P05", "0A000"}
+_ABSENT: Final = {"3F000", "42P01", "42883", "42703"}
+_DAMAGE: Final = {"XX001", "XX002"}
+_ADVICE: Final = {
+    "25006": "takes no writes: connect to the primary, for example with target_session_attrs=read-write in the URL",
+    "42501": "does not allow this: grant this role the schema, its tables, sequences and functions",
+    "53100": "cannot grow: make room on its disk",
+    "53200": "is out of memory",
+    "53300": "has no connection left: raise max_connections or use fewer",
+    "54000": "cannot index a key as long as this: use a shorter handle",
+    "57014": "took longer than its statement_timeout: look for what it waits for",
+}
+
+
+class PostgresServer:
+    """A database of a server, and the schema in it."""
+
+    def __init__(  # noqa: PLR0913 - each setting is a keyword, and all but one have a default
+        self,
+        pool: Pool,
+        *,
+        schema: str = "sessiontree",
+        clock: Clock | None = None,
+        largest: int = LARGEST,
+        timeout: float = 0.5,
+        prepared: bool = True,
+        listen_url: str | None = None,
+    ) -> None:
+        """Use the connections of a pool; nothing is sent before the first verb.
+
+        ``timeout`` is how many seconds a verb waits for a connection, and again for the server. ``prepared=False``
+        prepares no statements, for a pooler that gives each transaction another connection; ``listen_url`` is then
+        where ``watch`` finds the server itself.
+        """
+        if not isinstance(pool, ConnectionPool):
+            raise ConfigError(
+                f"A PostgresStore takes a psycopg_pool.ConnectionPool, not a {type(pool).__name__}: pass one, or use "
+                "PostgresStore.from_url()."
+            )
+        super().__init__()
+        self.clock: Clock = clock or SystemClock()
+        self.largest = largest
+        self.schema = admitted(schema)
+        self._now = self.clock.now
+        self._timeout = checked(timeout)
+        self._prepared = prepared
+        self._listen_url = listen_url
+        self._pool = pool
+        self._owns_pool = False
+        self._links: WeakKeyDictionary[Any, Link] = WeakKeyDictionary()
+        self._idle: list[Link] = []
+        """Connections of our own pool, the last used one last: the pool itself takes longer to give one."""
+        self._doubted = 0.0
+        """When a connection was lost last: what befell it may have befallen all."""
+        self._waiting: list[None] = []
+        """One for each thread that waits for the pool."""
+        self._closed = False
+        _SERVERS.add(self)
+
+    def create_schema(self) -> None:
+        """Create what the store needs in its database, or bring it to this release's version; again is fine.
+
+        Call it once for each deployment, as a role that may create a schema. Any number of processes may call it at
+        once, and older releases go on. Raises ConfigError for a schema that is used for something else.
+        """
+        connection = self._connection()
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL statement_timeout = 0")
+                brought_up(connection.execute, self.schema)
+        except Error as error:
+            raise self._ours(error) from error
+        finally:
+            self._pool.putconn(connection)
+
+    def close(self) -> None:
+        """Close the connections, if ``from_url`` made them; those in use close with the verb that uses them."""
+        self._closed = True
+        if self._owns_pool:
+            self._return_idle()
+            self._pool.close()
+
+    # -- connections -----------------------------------------------------------------------
+
+    def _do(self, verb: Callable[[Link, *_Ts], _T], *arguments: *_Ts) -> _T:
+        """Return what the verb returns, with a connection of its own; here alone psycopg's errors become ours."""
+        now = seconds()
+        try:
+            link = self._idle.pop()
+        except IndexError:
+            link = self._taken(now)
+        if (now > link.used + FRESH or link.used <= self._doubted) and not link.is_fresh():
+            link = self._replaced(link, now)
+        link.used = now
+        try:
+            try:
+                result = verb(link, *arguments)
+            except Error as error:
+                result = self._repeated(error, link, verb, *arguments)
+        except BaseException as error:
+            self._settle(link, error)
+            self._return(link)
+            if isinstance(error, FAILURES):
+                raise self._ours(error) from error
+            raise
+        if now < link.until and not self._waiting:
+            self._idle.append(link)
+            if self._waiting or self._closed:  # since the look at it
+                self._return_idle()
+        else:
+            self._return(link)
+        return result
+
+    def _taken(self, now: float) -> Link:
+        connection = self._connection()
+        link = self._links.get(connection)
+        if link is None:
+            link = self._links[connection] = Link(connection, self._timeout, prepared=self._prepared)
+        if self._owns_pool:
+            link.until = now + HELD
+        return link
+
+    def _replaced(self, link: Link, now: float) -> Link:
+        """Return a connection that the server has not closed meanwhile, in place of one that it has."""
+        while not link.is_fresh():
+            link.connection.close()
+            self._return(link)
+            link = self._taken(now)
+        return link
+
+    def _return(self, link: Link) -> None:
+        """Give a connection back to the pool, and with it all that nobody has used for as long."""
+        self._pool.putconn(link.connection)
+        with suppress(IndexError):  # there are no more
+            while self._idle[0].until <= link.until:
+                self._pool.putconn(self._idle.pop(0).connection)
+
+    def _return_idle(self) -> None:
+        with suppress(IndexError):  # as above
+            while True:
+                self._pool.putconn(self._idle.pop().connection)
+
+    def _connection(self) -> Connection[Any]:
+        self._check_open()
+        self._waiting.append(None)
+        try:
+            if self._owns_pool:
+                self._pool.open()
+                self._return_idle()  # what came back since the look at it
+            connection: Connection[Any] = self._pool.getconn(self._timeout)
+        except (PoolTimeout, TooManyRequests) as error:
+            raise StoreUnavailable(
+                f"No connection to the session store's PostgreSQL within {self._timeout} s: look whether it runs, "
+                "what the logger psycopg.pool says, and whether the pool has connections enough."
+            ) from error
+        except Error as error:
+            self._check_open()
+            raise StoreUnavailable(f"The session store's pool gives no connection: open it ({error}).") from error
+        else:
+            return connection
+        finally:
+            self._waiting.pop()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("This store is closed: open a new one.")
+
+    def _repeated(self, error: Error, link: Link, verb: Callable[[Link, *_Ts], _T], *arguments: *_Ts) -> _T:
+        """Do the verb again if the server did nothing of it, and would do it now."""
+        for attempt in range(ATTEMPTS):
+            if attempt >= RESETS and error.sqlstate in _UNPREPARED:
+                break
+            self._recover(link, error)
+            try:
+                return verb(link, *arguments)
+            except Error as another:
+                error = another
+        raise error
+
+    def _recover(self, link: Link, error: Error) -> None:
+        """Make the connection fit for another try, or raise the error if the server may have done something."""
+        if link.pgconn.status == OK and error.sqlstate in _UNPREPARED and self._prepared:
+            self._reset(link)
+        elif link.pgconn.status == OK and error.sqlstate in _AGAIN:
+            self._roll_back(link)
+        else:
+            raise error
+
+    def _reset(self, link: Link) -> None:
+        """Have nothing prepared any more: somebody else took it away, or changed what it refers to."""
+        self._roll_back(link)
+        link.forget()
+        link.run(_DEALLOCATE)
+        link.connection._prepared.clear()  # noqa: SLF001 - psycopg's own statements are gone with ours
+
+    def _settle(self, link: Link, error: BaseException) -> None:
+        """Leave a connection as it was found; one that was torn out of its work is not used again."""
+        is_read_only = isinstance(error, Error) and error.sqlstate == "25006"
+        if isinstance(error, Error | SessionError | TypeError | ValueError) and not is_read_only:
+            with suppress(Error, TimeoutError):
+                self._roll_back(link)
+        if is_read_only or link.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            link.connection.close()
+            self._doubted = seconds()
+
+    def _roll_back(self, link: Link) -> None:
+        if link.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+            link.run(_ROLLBACK)
+
+    def _leave_to_parent(self) -> None:
+        """Take a pool of this process's own; what was inherited through a fork is kept, and never touched."""
+        _INHERITED.append((self._pool, self._idle))
+        self._pool._closed = True  # noqa: SLF001 - or its finalizer would wait for threads of the parent
+        self._pool, self._owns_pool = _like(self._pool), True
+        self._idle, self._waiting, self._links = [], [], WeakKeyDictionary()
+
+    def _ours(self, error: BaseException) -> SessionError:
+        if not isinstance(error, Error):
+            return StoreUnavailable(f"The session store's PostgreSQL did not answer within {self._timeout} s.")
+        code = error.sqlstate or ""
+        if code in _DAMAGE:
+            return StoreCorrupt(f"The session store's PostgreSQL is damaged: restore it from a backup ({error}).")
+        if code in _ABSENT:
+            return StoreUnavailable(
+                f"The schema {self.schema!r} lacks what this release needs: call PostgresStore.create_schema() once, "
+                f"as a role that may create it ({error})."
+            )
+        if code in _UNPREPARED:
+            return StoreUnavailable(f"Prepared statements get lost on the way: pass prepared=False ({error}).")
+        return StoreUnavailable(f"The session store's PostgreSQL {_ADVICE.get(code, 'did not answer')} ({error}).")
+
+
+_ROLLBACK: Final = Statement("ROLLBACK", is_prepared=False)
+_DEALLOCATE: Final = Statement("DEALLOCATE ALL", is_prepared=False)
+_INHERITED: Final[list[tuple[Pool, list[Link]]]] = []
+"""Pools of a parent process, kept so that nothing closes their connections here."""
+
+
+def checked(timeout: float) -> float:
+    """Return the time-out; raise ConfigError for what is none."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < DAY:
+        raise ConfigError(f"A PostgresStore waits for a number of seconds, not {timeout!r}: pass for example 0.5.")
+    return timeout
+
+
+def pool_of(url: str, timeout: float, most: int, *, is_direct: bool) -> Pool:
+    """Return a pool, not yet open, for this URL; raise ConfigError for what is none."""
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"A PostgresStore has one or more connections, not {most!r}.")
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except Error as error:
+        raise ConfigError(f"{error}: write postgresql://user@host:5432/database.") from error
+    settings: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "fallback_application_name": "sessiontree"}
+    if is_direct:
+        # So that the server gives up, and just before we do; a pooler would give what is set here to somebody else.
+        # A process that is stopped while it holds a row does not hold it for long.
+        settings["options"] = (
+            f"-c statement_timeout={max(1, int(timeout * 900))} -c idle_in_transaction_session_timeout={HELD_ROW_MS}"
+        )
+    settings = {name: value for name, value in settings.items() if name not in given}
+    return ConnectionPool(
+        conninfo.make_conninfo(url, **settings),
+        kwargs={"autocommit": True},
+        min_size=0,
+        max_size=most,
+        open=False,
+        # The next verb asks for a connection anew; attempts by itself would become rarer and rarer.
+        reconnect_timeout=0,
+        name="sessiontree",
+    )
+
+
+def connector(pool: Pool, listen_url: str | None) -> Callable[[], Connection[Any]]:
+    """Return what opens a connection to the server itself, as the pool does, or by a URL of its own."""
+
+    def connect() -> Connection[Any]:
+        options: dict[str, Any] = {}
+        address = listen_url
+        if address is None:
+            address = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+            options.update((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
+        if "connect_timeout" not in conninfo.conninfo_to_dict(address):
+            options.setdefault("connect_timeout", CONNECT_SECONDS)
+        options["autocommit"] = True
+        return Connection.connect(address, **options)
+
+    return connect
+
+
+def _like(pool: Pool) -> Pool:
+    """Return a new pool, not yet open, that connects as this one does."""
+    return ConnectionPool(
+        pool.conninfo,
+        connection_class=pool.connection_class,
+        kwargs=pool.kwargs,
+        min_size=0,
+        max_size=max(1, pool.max_size or 0),
+        open=False,
+        configure=pool._configure,  # noqa: SLF001 - there is no other way to ask for these
+        check=pool._check,  # noqa: SLF001 - as above
+        reset=pool._reset,  # noqa: SLF001 - as above
+        max_lifetime=pool.max_lifetime,
+        max_idle=pool.max_idle,
+        reconnect_timeout=0,
+        name=pool.name,
+    )
+
+
+_SERVERS: Final[WeakSet[PostgresServer]] = WeakSet()
+
+
+def _after_in_child() -> None:
+    for server in list(_SERVERS):
+        server._leave_to_parent()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_after_in_child)

@@ -1,0 +1,103 @@
+"""How labels are given on a cluster, where an index and a record may lie on different servers.
+
+One step cannot do both there, and whoever does one after the other may die in between. So an entry to come is written
+into the index first, then the record, and then the entry gets its number, which is drawn after the record is live.
+Whoever reads an index looks at the entries to come as well: one whose record has the label is given a number by the
+reader, and one that is still to come after a minute, and whose record has not the label, is taken away.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import TracebackType
+from typing import Any, Final
+
+from ...errors import StoreError
+from .keys import RedisKeys, bytes_of, text_of
+from .record import digest_of
+from .scripts import NUMBER, PEND
+
+__all__ = ["LAST", "RedisApart"]
+
+LAST: Final = b"\xff"
+"""What holds the last number, and ends the handle in the name of an entry to come: no handle has these bytes."""
+
+AGE: Final = 60_000_000
+"""For how many microseconds an entry may be under way."""
+
+MANY: Final = 500
+TOKEN_BYTES: Final = 8
+"""What tells the entry to come of one writer from another's for the same record."""
+
+Entered = Callable[[str, Sequence[Any]], None]
+"""What is told the handle of a record that was written, and the answer of the script: labels before and after."""
+
+
+class RedisApart(RedisKeys):
+    """Enters records into indexes that no script can reach."""
+
+    def _entering(self, handles: Sequence[str], pairs: Iterable[bytes]) -> AbstractContextManager[Entered]:
+        """Return what the records are written in: entries to come before it, numbers after it, if that is necessary."""
+        return _Entering(self, handles, list(pairs)) if self._link.is_apart else _INLINE
+
+    def _settle(self, key: bytes, label: str, value: str) -> None:
+        """Give numbers to entries to come whose records are live, and take away those of writers that died."""
+        members = self._link.read(b"ZRANGEBYSCORE", key, b"-inf", b"(0", b"LIMIT", 0, MANY)
+        if not members:
+            return
+        handles = [text_of(member[: -TOKEN_BYTES - 1]) for member in members]
+        records, now, flat = self._records(handles), self._now(), list[Any]()
+        for handle, member in zip(handles, members, strict=True):
+            record = records[handle][0] if handle in records else None
+            has_label = record is not None and record.label.get(label) == value
+            left = record.absolute - now if record is not None and has_label else b""
+            flat += (bytes_of(handle), member, left)
+        self._link.run(NUMBER, key, -1, AGE, *flat)
+
+    def number(self, pair: bytes, since: int, flat: Sequence[Any]) -> None:
+        """Give numbers in the index of a label, if that can be done now; whoever reads it does it otherwise."""
+        with suppress(StoreError):
+            self._link.run(NUMBER, self._index + digest_of(pair), since, 0, *flat)
+
+    def pend(self, pair: bytes, members: Sequence[bytes]) -> int:
+        """Write entries to come, and return the last number."""
+        return int(float(self._link.run(PEND, self._index + digest_of(pair), *members)))
+
+
+class _Entering:
+    """Records that are being written with labels; what is not known to be written is left for readers to see."""
+
+    def __init__(self, store: RedisApart, handles: Sequence[str], pairs: Sequence[bytes]) -> None:
+        token = os.urandom(TOKEN_BYTES)
+        self._store, self._pairs = store, pairs
+        self._members = {handle: bytes_of(handle) + LAST + token for handle in handles}
+        self._since: list[int] = []
+        self._written: dict[str, Sequence[Any]] = {}
+
+    def __enter__(self) -> Entered:
+        members = list(self._members.values())
+        self._since = [self._store.pend(pair, members) for pair in self._pairs]
+        return self._written.__setitem__
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            return
+        for pair, since in zip(self._pairs, self._since, strict=True):
+            flat: list[Any] = []
+            for handle, member in self._members.items():
+                flat += (bytes_of(handle), member, self._left(pair, handle))
+            self._store.number(pair, since, flat)
+
+    def _left(self, pair: bytes, handle: str) -> Any:
+        """Return how long a record may live that was given the label now, and nothing for others."""
+        if handle not in self._written:
+            return b""
+        _, before, after, left, *_ = self._written[handle]
+        return left if pair in after.split(b"\n") and pair not in before.split(b"\n") else b""
+
+
+def _ignore(handle: str, answer: Sequence[Any]) -> None:
+    """Do nothing: the script has done it."""
+
+
+_INLINE: Final[AbstractContextManager[Entered]] = nullcontext(_ignore)

@@ -1,0 +1,101 @@
+"""What a RedisStore's parts share: the names of keys, and reading and removing records."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, Final
+
+from ...clock import FOREVER, Clock
+from ...errors import StoreError
+from ...records import Record
+from ..announcing import Announcing
+from .link import Link
+from .record import record_of
+from .scripts import REMOVE
+
+__all__ = ["RedisKeys", "bytes_of", "ends_of", "seen_of", "text_of"]
+
+_SEEN: Final = Struct(">17xq88x")
+_ENDS: Final = Struct(">49xqqq40x")
+"""The three deadlines in a head, which is no head if it is shorter."""
+
+
+class RedisKeys(Announcing):
+    """A prefix on a server; what lies there is ours."""
+
+    clock: Clock
+
+    def __init__(self, link: Link, prefix: str, clock: Clock) -> None:
+        """Use this prefix, which may hold any characters."""
+        super().__init__()
+        self.clock = clock
+        self._now = clock.now
+        self._link = link
+        self._before = prefix.encode("utf-8", "surrogatepass") + b":{"
+        self._index = prefix.encode("utf-8", "surrogatepass") + b":i:"
+        self._due = self._index + b"due"
+        self._inline = b"" if link.is_apart else self._index
+        """What scripts are told of the indexes: nothing, if these lie elsewhere."""
+        self._swept_to = ""
+
+    def _key(self, handle: str) -> bytes:
+        """Return the name of a session's hash; the braces keep what is one session's in one slot of a cluster."""
+        return b"%b%b}" % (self._before, bytes_of(handle))
+
+    def _handle(self, key: bytes) -> str:
+        return text_of(key[len(self._before) : -1])
+
+    def _pattern(self) -> bytes:
+        """Return what a SCAN finds our sessions by, with each sign that means something there escaped."""
+        escaped = b"".join(b"\\" + sign if sign in b"\\*?[]^-" else sign for sign in _signs(self._before))
+        return escaped + b"*}"
+
+    def _records(self, handles: Iterable[str]) -> dict[str, tuple[Record, bytes]]:
+        """Return records and their heads by handle, in one send: all that are there, expired or not."""
+        wanted = list(dict.fromkeys(handles))
+        answers = self._link.read_many([(b"HGETALL", self._key(handle)) for handle in wanted])
+        found = dict[str, tuple[Record, bytes]]()
+        for handle, answer in zip(wanted, answers, strict=True):
+            if answer and (record := record_of(handle, answer)) is not None:
+                found[handle] = record
+        return found
+
+    def _live(self, handles: Iterable[str]) -> list[Record]:
+        """Return the live records among these, in their order. A listing is no look: what has expired stays."""
+        found, now = self._records(handles).values(), self._now()
+        return [record for record, _ in found if record.is_live(now)]
+
+    def _remove_expired(self, heads: Mapping[str, bytes]) -> None:
+        """Remove what was found expired, unless it was prolonged since, if that can be done at all."""
+        with suppress(StoreError):
+            self._link.run_many(REMOVE, [(self._key(handle), self._inline, head) for handle, head in heads.items()])
+        self.announce_all(heads)
+
+
+def ends_of(head: Any) -> int:
+    """Return the earliest deadline of a head, 0 for what is none."""
+    try:
+        absolute, own, idle = _ENDS.unpack_from(head)
+    except (struct_error, TypeError):
+        return 0
+    return int(min(absolute, own, idle))
+
+
+def seen_of(head: bytes) -> int:
+    """Return when a session was last seen; what is no head is not swept."""
+    return int(_SEEN.unpack_from(head)[0]) if len(head) >= _SEEN.size else FOREVER
+
+
+def text_of(raw: bytes) -> str:
+    """Return the text that ``bytes_of`` was given."""
+    return raw.decode("utf-8", "surrogatepass")
+
+
+def bytes_of(text: str) -> bytes:
+    """Return a handle's bytes; half a surrogate pair, which is no text, is nevertheless a handle that is not there."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _signs(raw: bytes) -> Sequence[bytes]:
+    return [raw[place : place + 1] for place in range(len(raw))]

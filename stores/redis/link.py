@@ -1,0 +1,381 @@
+"""How a RedisStore talks to its server: connections, what is sent on them, and what a failure means.
+
+redis-py's commands and its pool cost as much as the server's answer, and its ``Connection`` next to nothing. So the
+connections are made as the client's pool makes them, with its credentials, TLS and retries while connecting, and lie in
+a pool of our own. One is used by one verb at a time. After a failure it is closed: half an answer is never read by
+the next verb.
+
+What only reads is asked once more if the server closed the connection. What writes is not, for nobody knows whether
+the server has done it; instead it is looked first whether the connection still stands, so a restarted server costs
+nothing.
+"""
+
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakSet
+
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as TimedOut
+
+from ...errors import StoreUnavailable, UsageError
+from .lua import Script
+
+__all__ = ["Command", "Link", "made_connection", "ours", "packed"]
+
+Command = tuple[Any, ...]
+"""The words of a command: bytes, or int."""
+
+BATCH: Final = 500
+"""How many commands are sent at once at most."""
+
+_ADVICE: Final = (
+    ("NOAUTH AuthenticationError", "refuses the password: put the right one into the URL"),
+    ("NOPERM NoPermissionError", "does not let this user do that: docs/redis.md says which rights it needs"),
+    ("OOM OutOfMemoryError", "has no memory left: give it more, or let it evict"),
+    ("READONLY ReadOnlyError", "is a replica, which cannot be written: use the address of the primary"),
+    ("MASTERDOWN MasterDownError", "is a replica without a primary: use the address of the primary"),
+    ("LOADING BusyLoadingError", "is still reading its data: try again"),
+    ("MOVED MovedError CrossSlot", "is one node of a cluster: pass a redis.cluster.RedisCluster"),
+    ("CLUSTERDOWN ClusterDownError TryAgainError", "is a cluster that lacks a node: try again"),
+    ("MISCONF", "cannot save to its disk: look at its log"),
+    ("NOREPLICAS", "has too few replicas to accept writes: look at them"),
+    ("WRONGTYPE", "has something else under a name of ours: use a prefix of your own"),
+    ("unknown", "lacks a command: this needs Redis 6.2 or Valkey, and scripts"),
+)
+
+
+def ours(error: Exception, name: str) -> StoreUnavailable:
+    """Return what a failure of the driver is to our callers."""
+    text = f"{type(error).__name__}: {error}"
+    known = (advice for signs, advice in _ADVICE if any(sign in text for sign in signs.split()))
+    unknown = "refused a command" if isinstance(error, ResponseError) else "did not answer"
+    advice = "did not answer in time" if isinstance(error, TimedOut) else next(known, unknown)
+    return StoreUnavailable(f"The session store at {name} {advice} ({text}).")
+
+
+def _packer_in_c() -> Any:
+    """Return hiredis's function, if it is there."""
+    try:
+        from hiredis import pack_command  # noqa: PLC0415 - what may be absent
+    except ImportError:
+        return None
+    return pack_command
+
+
+_PACK_IN_C: Final = _packer_in_c()
+
+
+def packed(*words: bytes | int) -> bytes:
+    """Return a command as it is sent."""
+    if _PACK_IN_C is not None:
+        return _PACK_IN_C(words)  # type: ignore[no-any-return]
+    texts = [word if isinstance(word, bytes) else b"%d" % word for word in words]
+    return b"*%d\r\n" % len(texts) + b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts])
+
+
+def made_connection(pool: Any, timeout: float) -> Any:
+    """Return a new connection as a pool would make it, which is not one of the pool's.
+
+    A pool counts what it ever made, and has no word for what is no longer needed. The older protocol takes a quarter
+    less time to read, and every release of redis-py speaks it.
+    """
+    # A server tells of its maintenance in the newer protocol alone; when it cuts us off, we come back without.
+    settings = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+    connection = pool.connection_class(**{**settings, "protocol": 2})
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        if getattr(connection, name, timeout) is None:
+            setattr(connection, name, timeout)
+    return connection
+
+
+class Line:
+    """One connection, and whether it still stands."""
+
+    __slots__ = ("_is_ready", "_watched", "connection")
+
+    def __init__(self, connection: Any) -> None:
+        """Take a connection, connected or not."""
+        self.connection = connection
+        self._watched: Any = None
+        self._is_ready: Any = None
+
+    def prepare(self, *, reads: bool) -> None:
+        """Connect, if there is no connection, or, before a write, if the server has closed it.
+
+        Then something can be read, and nobody asked for anything. Sending would connect too, but not as a Sentinel's
+        connection does, which asks for the primary first.
+        """
+        connected = self.connection._sock  # noqa: SLF001 - there is no other way to learn this without a round trip
+        if connected is not None:
+            if reads or not self._has_news(connected):
+                return
+            self.connection.disconnect()
+        self.connection.connect()
+
+    def _has_news(self, connected: Any) -> bool:
+        if connected is not self._watched:
+            self._watched, self._is_ready = connected, self.connection.can_read
+            if hasattr(select, "poll"):  # what replaces threads may take it away
+                poll = select.poll()
+                poll.register(connected.fileno(), select.POLLIN)
+                self._is_ready = poll.poll
+        return bool(self._is_ready(0))
+
+
+class Link:
+    """The connections to one server, which any thread may use."""
+
+    is_apart = False
+    """Whether the indexes of labels may lie on another server than the records."""
+
+    def __init__(self, pool: Any, timeout: float) -> None:
+        """Make connections by this pool; ``timeout`` is for those that have none."""
+        self._pool = pool
+        self.timeout = timeout
+        self._idle: deque[Line] = deque()
+        self._inherited: deque[Line] = deque()
+        self._has_forked = False
+        self._closed = False
+        self.at_begin: Callable[[], object] | None = None
+        """What is called when a forked process first uses the link."""
+        self.name = _name_of(pool)
+        _LINKS.add(self)
+
+    # -- one command -----------------------------------------------------------------------
+
+    def read(self, *command: Any) -> Any:
+        """Return the answer to a command that changes nothing; None if what lies under that name is not ours."""
+        try:
+            return self.ask(command, reads=True)
+        except RedisError as error:
+            self._check(error)
+            return None
+
+    def run(self, script: Script, key: bytes, *arguments: Any) -> Any:
+        """Return the answer of a script."""
+        try:
+            try:
+                return self.ask((b"EVALSHA", script.name, 1, key, *arguments), reads=False)
+            except NoScriptError:
+                return self.ask((b"EVAL", script.text, 1, key, *arguments), reads=False)
+        except RedisError as error:
+            raise ours(error, self.name) from error
+
+    def ask(self, command: Command, *, reads: bool) -> Any:
+        """Return the answer to a command; raise what redis-py raises."""
+        try:
+            line = self._idle.pop()
+        except IndexError:
+            line = self._made()
+        connection, sent = line.connection, (packed(*command),)
+        try:
+            try:
+                line.prepare(reads=reads)
+                connection.send_packed_command(sent)
+                answer = connection.read_response(disable_decoding=True)
+            except Disconnected:
+                if not reads:
+                    raise
+                connection.disconnect()
+                connection.connect()
+                connection.send_packed_command(sent)
+                answer = connection.read_response(disable_decoding=True)
+        except ResponseError:
+            self._put(line)
+            raise
+        except BaseException:
+            self.drop(line)
+            raise
+        self._idle.append(line)
+        if self._closed:
+            self.close()
+        return answer
+
+    def scan(self, cursor: str, pattern: bytes, size: int) -> tuple[str | None, list[bytes]]:
+        """Return where the next batch of names begins, None if this was the last, and the names of one batch."""
+        following, keys = self.read(b"SCAN", cursor.encode() or b"0", b"MATCH", pattern, b"COUNT", size)
+        return (None if following == b"0" else following.decode()), keys
+
+    # -- many commands ---------------------------------------------------------------------
+
+    def read_many(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers to commands that change nothing, as ``read`` does."""
+        answers = self._in_batches(commands, reads=True)
+        for place, answer in enumerate(answers):
+            if isinstance(answer, ResponseError):
+                self._check(answer)
+                answers[place] = None
+        return answers
+
+    def run_many(self, script: Script, calls: Sequence[tuple[Any, ...]], replicas: int = 0) -> list[Any]:
+        """Return the answers of a script, called with each of these keys and their arguments.
+
+        If so many replicas do not confirm in time what it wrote, that is StoreUnavailable, though it is written.
+        """
+        commands = [(b"EVALSHA", script.name, 1, *call) for call in calls]
+        answers = self._in_batches(commands, reads=False, replicas=replicas)
+        missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missed:
+            self.load(script)
+            again = self._in_batches([commands[place] for place in missed], reads=False, replicas=replicas)
+            for place, answer in zip(missed, again, strict=True):
+                answers[place] = answer
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise ours(answer, self.name) from answer
+        return answers
+
+    def load(self, script: Script) -> None:
+        """Have the server know a script."""
+        self.read(b"SCRIPT", b"LOAD", script.text)
+
+    def _in_batches(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> list[Any]:
+        answers: list[Any] = []
+        for start in range(0, len(commands), BATCH):
+            chunk = commands[start : start + BATCH]
+            try:
+                try:
+                    answers += self.ask_many(chunk, reads=reads, replicas=replicas)
+                except Disconnected:
+                    if not reads:
+                        raise
+                    answers += self.ask_many(chunk, reads=False)
+            except RedisError as error:
+                raise ours(error, self.name) from error
+        return answers
+
+    def ask_many(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> list[Any]:
+        """Return the answers to commands, which may be errors; raise what redis-py raises about the connection."""
+        line = self.begin(commands, reads=reads, replicas=replicas)
+        return self.finish(line, len(commands), replicas)
+
+    def begin(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> Line:
+        """Send commands, and return the connection on which their answers will come."""
+        line = self._take()
+        if replicas:  # the server counts by connection, so it is asked on the same one
+            patience = getattr(line.connection, "socket_timeout", None) or self.timeout
+            commands = [*commands, (b"WAIT", replicas, int(patience * 500))]
+        try:
+            line.prepare(reads=reads)
+            line.connection.send_packed_command((b"".join([packed(*command) for command in commands]),))
+        except BaseException:
+            self.drop(line)
+            raise
+        return line
+
+    def finish(self, line: Line, count: int, replicas: int = 0) -> list[Any]:
+        """Return so many answers from a connection."""
+        answers: list[Any] = []
+        try:
+            for _ in range(count + bool(replicas)):
+                try:
+                    answers.append(line.connection.read_response(disable_decoding=True))
+                except ResponseError as error:
+                    answers.append(error)
+        except BaseException:
+            self.drop(line)
+            raise
+        self._put(line)
+        if replicas:
+            confirmed = answers.pop()
+            if any(map(_has_written, answers)):
+                self._check_replicas(confirmed, replicas)
+        return answers
+
+    def drop(self, line: Line) -> None:
+        """Close a connection whose answers nobody will read."""
+        line.connection.disconnect()
+        self._put(line)
+
+    def _check(self, error: RedisError) -> None:
+        """Raise what the error is to our callers; something else under a name of ours is no record, and no error."""
+        if not str(error).startswith("WRONGTYPE"):
+            raise ours(error, self.name) from error
+
+    def _check_replicas(self, confirmed: Any, wanted: int) -> None:
+        if isinstance(confirmed, ResponseError):
+            raise ours(confirmed, self.name) from confirmed
+        if confirmed < wanted:
+            raise StoreUnavailable(
+                f"The session store at {self.name} has done it, but only {confirmed} of {wanted} replicas confirmed it "
+                "in time, so a failover may undo it: try again, and look at the replicas."
+            )
+
+    # -- the pool --------------------------------------------------------------------------
+
+    def _take(self) -> Line:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._made()
+
+    def _made(self) -> Line:
+        self.check_open()
+        if self._has_forked:
+            self._begin()
+            with suppress(IndexError):
+                return self._idle.pop()
+        return Line(made_connection(self._pool, self.timeout))
+
+    def _begin(self) -> None:
+        """Take over what a forked process inherited, now that it uses the link."""
+        self._has_forked = False
+        self._idle, self._inherited = self._inherited, self._idle
+        if self.at_begin is not None:
+            self.at_begin()
+
+    def _put(self, line: Line) -> None:
+        self._idle.append(line)
+        if self._closed:
+            self.close()
+
+    def check_open(self) -> None:
+        """Raise UsageError once the link is closed."""
+        if self._closed:
+            raise UsageError("This store is closed: open a new one.")
+
+    def close(self) -> None:
+        """Close every connection; those in use close with the verb that uses them."""
+        self._closed = True
+        while self._idle:
+            with suppress(IndexError):  # another thread took the last one
+                self._idle.pop().connection.disconnect()
+
+    def leave_to_parent(self) -> None:
+        """Close what a forked process inherits, which ends nothing for its parent."""
+        self._has_forked = True
+        self._inherited, self._idle = deque([*self._inherited, *self._idle]), deque()
+        for line in self._inherited:
+            line.connection.disconnect()
+
+
+def _has_written(answer: Any) -> bool:
+    """Tell whether a script's answer says that it changed something; errors, and that nothing was there, do not."""
+    return answer.__class__ is list or (answer.__class__ is int and answer > 0)
+
+
+def _name_of(pool: Any) -> str:
+    """Return where the server is, without the password."""
+    settings = pool.connection_kwargs
+    if hasattr(pool, "service_name"):
+        return f"the primary {pool.service_name}"
+    if "path" in settings:
+        return str(settings["path"])
+    return f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+_LINKS: Final[WeakSet[Link]] = WeakSet()
+
+
+def _after_in_child() -> None:
+    """Have every connection made anew when it is needed."""
+    for link in list(_LINKS):
+        link.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

@@ -1,0 +1,420 @@
+"""A store in one SQLite file: durable, shared by all processes of one machine, no server.
+
+One row is one session: its handle, when it ends, and the packed record, for one column is read in two thirds of the
+time of seventeen. Readers never wait; writers wait for each other, at most ``timeout`` seconds. A change of fields
+alone, or of deadlines, is one UPDATE that compares the whole record with what this connection saw last, as it did a
+moment ago when the request looked: half the cost of BEGIN, SELECT, UPDATE and COMMIT, which is what happens if it is
+not the same. Whatever a power cut takes of the last moments, it never takes a revocation or a renewal back: these
+alone wait for the disk. How other processes hear of changes is told in ``sqlite_watch``.
+"""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+from ...clock import Duration, milliseconds
+from ...errors import Conflict, SessionError, StoreError, UsageError
+from ...records import Changes, Page, Record, Version, changed, changed_packed, check_size, gone, pack, unpack
+from ..announcing import Announcing, OnChange, Stop
+from ..protocol import PAGE, SWEEP_MARGIN_MS
+from .file import Engine, SqliteFile, every_row
+from .watch import Feed, renewed, tidied
+
+__all__ = ["SqliteStore"]
+
+BATCH: Final = 500
+"""How many rows one transaction touches at most, so that no writer waits long."""
+
+SWEPT: Final = 100
+"""How many rows a sweep removes in one transaction, each from two trees: writers wait for it."""
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+# The plus keeps the planner from walking through the index of deadlines, which is there to find what has passed.
+_LIVE: Final = "+ends > ?"
+_LOAD: Final = "SELECT record FROM sessions WHERE handle = ?"
+_LOAD_MANY: Final = "SELECT handle, record FROM sessions WHERE handle IN (%s)"
+_INSERT: Final = "INSERT INTO sessions VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_UPDATE: Final = "UPDATE sessions SET ends = ?, record = ? WHERE handle = ?"
+_SWAP: Final = "UPDATE sessions SET record = ? WHERE handle = ? AND record = ?"
+_SWAP_ALL: Final = "UPDATE sessions SET ends = ?, record = ? WHERE handle = ? AND record = ?"
+_DELETE: Final = "DELETE FROM sessions WHERE handle = ?"
+_DELETE_SAME: Final = _DELETE + " AND record = ?"
+_DELETE_DEAD: Final = _DELETE + " AND ends <= ?"
+_REVOKE: Final = _DELETE + " RETURNING ends"
+_REVOKE_WHERE: Final = """DELETE FROM sessions WHERE handle IN (SELECT handle FROM labels CROSS JOIN sessions
+    USING (handle) WHERE name = ? AND value = ? LIMIT ?) RETURNING ends, handle"""
+_LABEL: Final = "INSERT INTO labels (name, value, handle) VALUES (?, ?, ?)"
+_UNLABEL: Final = "DELETE FROM labels WHERE handle = ? AND name = ?"
+_LABELLED: Final = f"labels CROSS JOIN sessions USING (handle) WHERE name = ? AND value = ? AND seq > ? AND {_LIVE}"
+_FIND: Final = f"SELECT seq, handle, record FROM {_LABELLED} ORDER BY seq LIMIT ?"  # noqa: S608 - our own names
+_COUNT: Final = f"SELECT count(*) FROM {_LABELLED}"  # noqa: S608 - as above
+_SCAN: Final = f"SELECT handle, handle, record FROM sessions WHERE handle > ? AND {_LIVE} ORDER BY handle LIMIT ?"  # noqa: S608
+_SWEEP: Final = """DELETE FROM sessions WHERE handle IN (SELECT handle FROM sessions
+    WHERE ends <= ? ORDER BY ends LIMIT ?) RETURNING handle"""
+_ALL: Final = "SELECT handle, record FROM sessions WHERE handle > ? ORDER BY handle LIMIT ?"
+
+
+class SqliteStore(SqliteFile, Announcing):
+    """Keeps records in a SQLite file, which it makes, readable by its owner alone, if there is none."""
+
+    _feed: Feed | None = None
+
+    # -- the verbs -------------------------------------------------------------------------
+
+    def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
+        """Return the live record or None."""
+        try:
+            raw = self._do(self._load, handle)
+        except UnicodeEncodeError:  # half a surrogate pair, which no text in a database can be
+            return None
+        record = None if raw is None else unpack(handle, raw)
+        if raw is None or record is None:
+            return None
+        now = self._now()
+        if not (now < record.absolute and now < record.own and now < record.idle):
+            self._remove_if_same(handle, raw)
+            return None
+        if keys is None:
+            return record
+        try:
+            return record.only(keys)
+        except ValueError:
+            return None
+
+    def load_many(self, handles: Sequence[str]) -> dict[str, Record]:
+        """Return the live records among these, with one statement for each few hundred."""
+        wanted = [handle for handle in dict.fromkeys(handles) if _is_text(handle)]
+        found: dict[str, Record] = {}
+        for start in range(0, len(wanted), BATCH):
+            chunk = wanted[start : start + BATCH]
+            size = 1 << (len(chunk) - 1).bit_length()  # few different statements, so that they stay prepared
+            sql = _LOAD_MANY % ", ".join("?" * size)
+            for handle, raw in self._do(every_row, sql, (*chunk, *chunk[-1:] * (size - len(chunk)))):
+                record = unpack(handle, raw)
+                if record is None:
+                    continue
+                if record.is_live(self._now()):
+                    found[handle] = record
+                else:
+                    self._remove_if_same(handle, raw)
+        return {handle: found[handle] for handle in wanted if handle in found}
+
+    def create(self, record: Record) -> None:
+        """Insert the record; raise Conflict if its handle lives."""
+        check_size(record.fields, self.largest)
+        if not _is_text(record.handle):
+            raise UsageError("A handle is text that UTF-8 can write: half a surrogate pair is none.")
+        row = (record.handle, record.ends, pack(record))
+        try:
+            if record.labels or not self._do(_count, _INSERT, row):
+                self._do(self._create, record, row)
+        finally:
+            if self._listeners:
+                self.announce(record.handle)
+
+    def apply(self, handle: str, proof: bytes, changes: Changes) -> Version:
+        """Make all the changes or none."""
+        try:
+            if changes.proof is None:
+                return self._do(self._apply, handle, proof, changes)
+            return self._do(_durably, self._apply, handle, proof, changes)
+        except UnicodeEncodeError as error:  # half a surrogate pair: there is no such session
+            raise gone() from error
+        finally:
+            if self._listeners:
+                self.announce(handle)
+
+    def revoke(self, handle: str) -> bool:
+        """End the session; return whether it was live."""
+        try:
+            row = self._do(_durably, _one, _REVOKE, (handle,)) if _is_text(handle) else None
+        finally:
+            if self._listeners:
+                self.announce(handle)
+        return row is not None and _is_later(row, self._now())
+
+    def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
+        """Return live records that have the label, in the order in which they got it."""
+        if not _is_text(label, value):
+            self._check_open()
+            return Page([], None)
+        return self._page(_FIND, (label, value), int(after or 0), limit)
+
+    def count(self, label: str, *values: str) -> int:
+        """Return how many live records have the label with any of these values."""
+        self._check_open()
+        asked = [value for value in dict.fromkeys(values) if _is_text(label, value)]
+        return sum(self._do(every_row, _COUNT, (label, value, 0, self._now()))[0][0] for value in asked)
+
+    def relabel(self, label: str, old: str, new: str) -> int:
+        """Give every live record of the old value the new one, a batch at a time."""
+        self._check_open()
+        moved, start = 0, 0 if _is_text(label, old) else None
+        while start is not None:
+            told: Sequence[str | None] = (None,)  # who it would have been is not known, if this fails
+            try:
+                told, start = self._do(self._relabel, label, old, new, start)
+            finally:
+                self.announce_all(told)
+            moved += len(told)
+        return moved
+
+    def revoke_where(self, label: str, value: str) -> int:
+        """Revoke every record that has the label, a batch at a time."""
+        self._check_open()
+        live, now, more = 0, self._now(), _is_text(label, value)
+        while more:
+            told: Sequence[str | None] = (None,)  # as above
+            try:
+                rows = self._do(_durably, every_row, _REVOKE_WHERE, (label, value, BATCH))
+                told = [handle for _, handle in rows]
+            finally:
+                self.announce_all(told)
+            live += sum(_is_later(row, now) for row in rows)
+            more = len(rows) == BATCH
+        return live
+
+    def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
+        """Return live records from behind a handle on, in the order of their handles."""
+        return self._page(_SCAN, (), after or "", limit)
+
+    def sweep(self, limit: int = 1000) -> int:
+        """Remove records that expired an hour ago or more, the earliest first."""
+        self._check_open()
+        horizon, removed = self._now() - SWEEP_MARGIN_MS, 0
+        while removed < limit:
+            batch = min(SWEPT, limit - removed)
+            rows = self._do(every_row, _SWEEP, (horizon, batch))
+            self.announce_all(handle for (handle,) in rows)
+            removed += len(rows)
+            if len(rows) < batch:
+                break
+        return removed
+
+    def sweep_idle(self, older_than: Duration, limit: int = 1000) -> int:
+        """Remove records that were last seen longer ago than this many seconds.
+
+        When a session was seen is in no index, for every request would have to write to it: this goes through all.
+        """
+        self._check_open()
+        horizon, removed, start = self._now() - milliseconds(older_than), 0, ""
+        while removed < limit:
+            rows = self._do(every_row, _ALL, (start, BATCH))
+            doomed = [(handle, raw) for handle, raw in rows if _was_seen(raw, handle) < horizon][: limit - removed]
+            if doomed:
+                try:
+                    removed += self._do(_many, _DELETE_SAME, doomed)
+                finally:
+                    self.announce_all(handle for handle, _ in doomed)
+            if len(rows) < BATCH:
+                break
+            start = rows[-1][0]
+        return removed
+
+    def watch(self, on_change: OnChange) -> Stop:
+        """Call ``on_change(handle)`` for each change: of this object before its verb returns, of others soon after.
+
+        A daemon thread reads what others changed, and again what this object did; it is one for all who watch, and
+        ends when the last of them stops or the store closes. A forked process gets one when it first uses the store,
+        and then ``on_change(None)`` comes first.
+        """
+        self._check_open()
+        feed = self.__dict__.setdefault("_feed", Feed(self, self._uri))  # in one step: two threads get one feed
+        stop_others = feed.watch(on_change, self._do(renewed))
+        stop_own = self.listen(on_change)
+
+        def stop() -> None:
+            stop_own()
+            stop_others()
+
+        return stop
+
+    def close(self) -> None:
+        """Close every connection, those in use with the verb that uses them, and tell who watches that it is over."""
+        super().close()
+        if self._feed is not None:
+            self._feed.end()
+        self._listeners.clear()
+
+    def _prepare(self, engine: Engine) -> None:
+        super()._prepare(engine)
+        try:
+            tidied(engine)
+        except sqlite3.Error:  # somebody else writes, or nobody may: there will be another time
+            if engine.connection.in_transaction:
+                engine.connection.rollback()
+
+    def _leave_to_parent(self) -> None:
+        super()._leave_to_parent()
+        if self._feed is not None:
+            self._feed.begin_process()
+
+    # -- what verbs do on a connection -----------------------------------------------------
+
+    def _load(self, engine: Engine, handle: str) -> bytes | None:
+        row = engine.cursor.execute(_LOAD, (handle,)).fetchone()
+        if row is None:
+            return None
+        engine.last = handle, row[0]
+        return row[0]  # type: ignore[no-any-return]
+
+    def _swap(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version | None:
+        """Change the record in one statement, if it still is what this connection saw last; return None if it is not.
+
+        What the change raises on a record that may be outdated does not count.
+        """
+        if engine.last[0] != handle and self._load(engine, handle) is None:
+            raise gone()
+        raw = engine.last[1]
+        now = self._now()
+        try:
+            if changes.is_data:
+                after, number, sums = changed_packed(raw, proof, changes, now, self.largest)
+                swapped = engine.cursor.execute(_SWAP, (after, handle, raw)).rowcount
+            else:
+                record, sums = changed(_readable(handle, raw), proof, changes, now, self.largest)
+                number, after = record.version, pack(record)
+                swapped = engine.cursor.execute(_SWAP_ALL, (record.ends, after, handle, raw)).rowcount
+        except (SessionError, TypeError):
+            return None
+        if not swapped:
+            return None
+        engine.last = handle, after
+        return _version(number, sums)
+
+    def _apply(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version:
+        version = None if changes.labels else self._swap(engine, handle, proof, changes)
+        return self._apply_locked(engine, handle, proof, changes) if version is None else version
+
+    def _apply_locked(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version:
+        """Change the record while nobody else can."""
+        execute = engine.cursor.execute
+        execute("BEGIN IMMEDIATE")
+        raw, now = self._load(engine, handle), self._now()
+        if raw is None:
+            raise gone()
+        old = _readable(handle, raw)
+        if not old.is_live(now):
+            execute(_DELETE, (handle,))
+            execute("COMMIT")
+        record, sums = changed(old, proof, changes, now, self.largest)
+        _replace(engine, old, record)
+        execute("COMMIT")
+        return _version(record.version, sums)
+
+    def _create(self, engine: Engine, record: Record, row: tuple[str, int, bytes]) -> None:
+        cursor = engine.cursor
+        cursor.execute("BEGIN IMMEDIATE")
+        cursor.execute(_DELETE_DEAD, (record.handle, self._now()))
+        if not _count(engine, _INSERT, row):
+            raise Conflict("A session of this handle exists already: load it, or take another handle.")
+        cursor.executemany(_LABEL, [(name, value, record.handle) for name, value in record.label.items()])
+        cursor.execute("COMMIT")
+
+    def _relabel(self, engine: Engine, label: str, old: str, new: str, start: int) -> tuple[list[str], int | None]:
+        """Relabel one batch; return its handles and where the next one begins, None if this was the last."""
+        changes, now, moved = Changes(labels={label: new}), self._now(), list[str]()
+        engine.cursor.execute("BEGIN IMMEDIATE")
+        rows = every_row(engine, _FIND, (label, old, start, now, BATCH))
+        for _, handle, raw in rows:
+            record = unpack(handle, raw)
+            if record is not None:
+                _replace(engine, record, changed(record, record.proof, changes, now, self.largest)[0])
+                moved.append(handle)
+        engine.cursor.execute("COMMIT")
+        return moved, rows[-1][0] if len(rows) == BATCH else None
+
+    def _page(self, sql: str, key: tuple[str, ...], start: Any, limit: int) -> Page:
+        page: list[Record] = []
+        while True:
+            asked = max(1, min(BATCH, limit - len(page) + 1))
+            rows = self._do(every_row, sql, (*key, start, self._now(), asked))
+            for row in rows:
+                if len(page) >= limit:
+                    return Page(page, str(start))
+                record, start = unpack(row[1], row[2]), row[0]
+                if record is not None:
+                    page.append(record)
+            if len(rows) < asked:
+                return Page(page, None)
+
+    def _remove_if_same(self, handle: str, raw: bytes) -> None:
+        """Remove what was found expired, unless it was prolonged since, if that can be done at all."""
+        with suppress(StoreError):
+            self._do(_count, _DELETE_SAME, (handle, raw))
+        self.announce_all((handle,))
+
+
+def _one(engine: Engine, sql: str, arguments: Sequence[Any]) -> Any:
+    return engine.cursor.execute(sql, arguments).fetchone()
+
+
+def _count(engine: Engine, sql: str, arguments: Sequence[Any]) -> int:
+    return engine.cursor.execute(sql, arguments).rowcount
+
+
+def _many(engine: Engine, sql: str, arguments: Iterable[Sequence[Any]]) -> int:
+    engine.cursor.execute("BEGIN IMMEDIATE")
+    count = engine.cursor.executemany(sql, arguments).rowcount
+    engine.cursor.execute("COMMIT")
+    return count
+
+
+def _durably(engine: Engine, verb: Callable[[Engine, *_Ts], _T], *arguments: *_Ts) -> _T:
+    """Run the verb so that it returns when the disk has what it wrote; after an error ``_settle`` goes on."""
+    engine.cursor.execute("PRAGMA synchronous=FULL")
+    result = verb(engine, *arguments)
+    engine.cursor.execute("PRAGMA synchronous=NORMAL")
+    return result
+
+
+def _replace(engine: Engine, old: Record, record: Record) -> None:
+    """Write the record in place of the old one, and what differs of its labels."""
+    raw = pack(record)
+    engine.cursor.execute(_UPDATE, (record.ends, raw, record.handle))
+    engine.last = record.handle, raw
+    if old.labels == record.labels:
+        return
+    before, after = old.label, record.label
+    for name in before.keys() | after.keys():
+        if before.get(name) != after.get(name):
+            engine.cursor.execute(_UNLABEL, (record.handle, name))
+            if name in after:
+                engine.cursor.execute(_LABEL, (name, after[name], record.handle))
+
+
+def _readable(handle: str, raw: bytes) -> Record:
+    """Return the record; garbage is none: SessionGone."""
+    record = unpack(handle, raw)
+    if record is None:
+        raise gone()
+    return record
+
+
+def _version(number: int, sums: Mapping[str, int]) -> Version:
+    version = Version(number)
+    if sums:
+        version.sums = sums
+    return version
+
+
+def _was_seen(raw: bytes, handle: str) -> int:
+    """Return when a session was last seen; what is garbage was never."""
+    record = unpack(handle, raw)
+    return 0 if record is None else record.seen
+
+
+def _is_later(row: tuple[Any, ...], now: int) -> bool:
+    return isinstance(row[0], int) and row[0] > now
+
+
+def _is_text(*texts: str) -> bool:
+    """Tell whether these can lie in a database: half a surrogate pair cannot."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
