@@ -145,12 +145,20 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def pin() -> str:
-    """Keep this process on one core where the system can, and say what was done."""
+    """Keep this process, and what it starts, on one core where the system can, and say what was done."""
     if not CORES:
         return "not pinned: this system cannot keep a process on one core"
     core = max(CORES)
     os.sched_setaffinity(0, {core})
     return f"pinned to core {core}"
+
+
+def move_apart() -> str:
+    """Leave what this process started on its core, go on on another one if there is one, and say what was done."""
+    if len(CORES) < 2:
+        return "there is no second core"
+    os.sched_setaffinity(0, {min(CORES)})
+    return f"the server stays there, and who asks it goes on on core {min(CORES)}"
 
 
 @contextmanager

@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each case is run ({ROUNDS})")
     quick = f"a {QUICK}th of the rounds and of the sessions: does it run at all?"
     parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--apart", action="store_true", help="give the server a core of its own, as it has in service")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     options = parser.parse_args(arguments)
     scale = QUICK if options.quick else 1
@@ -152,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         url, schema = options.url or _own_server(), f"bench_{secrets.token_hex(4)}"
         stack.callback(_dropped, url, schema)
+        if options.apart:
+            about["apart"] = harness.move_apart()
         store = stack.enter_context(closing(PostgresStore.from_url(url, schema=schema, timeout=10)))
         store.create_schema()
         raw = Bare(url, schema)

@@ -64,12 +64,16 @@ def main(build: Callable[[ExitStack], Engine], packages: Sequence[str], doc: str
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each case is run ({ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds and of the sessions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
+    parser.add_argument("--apart", action="store_true", help="give the server a core of its own, as it has in service")
     options = parser.parse_args()
     share = 10 if options.quick else 1
     about = machine(harness.pin(), packages)
     print("\n".join(about.values()))
     with ExitStack() as stack:
         engine = build(stack)  # on the same core, for it inherits that we are pinned
+        if options.apart:
+            about["apart"] = harness.move_apart()
+            print(about["apart"])
         for record in records(CROWD // share):
             engine.store.create(record)
         rows, missing = measured(engine, max(3, options.rounds // share), max(2, SESSIONS // share))
