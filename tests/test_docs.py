@@ -201,8 +201,10 @@ def test_who_closed_the_browser_is_let_in_again_where_one_login_is_the_limit(cli
 
 def test_a_login_elsewhere_is_taken_over(client, tree):
     browser = client()
+    assert (post(browser, "/back").code, get(browser, "/finish").get("Location")) == (400, "/login")
     post(browser, "/leave")
     assert post(browser, "/back", state="guessed").code == 400
+    assert post(browser, "/back").code == 400, "Not even who sends no state, where there is none any more."
     post(browser, "/leave")
     assert post(browser, "/back", state="random, and sent along").get("Location") == "/finish"
     assert get(browser, "/finish").get("Location") == "/account"
