@@ -15,6 +15,8 @@
 A token that did not verify is never forgotten: a node with another key ring would log people out.
 """
 
+from collections.abc import Callable
+
 from ..errors import CookieTooLarge
 from .context import BEGUN, DATA, IDENTITY, LIVE, RENEWED, UNSEEN
 from .cookie import LARGEST_SET_COOKIE
@@ -41,6 +43,13 @@ class CarriedSession(Session):
             return self._farewell(failed=failed)
         if failed:
             return self._renewed_only()
+        return self._replacement(self._told)
+
+    def _check_writable(self) -> None:
+        self._replacement(self._header)
+
+    def _replacement(self, made: "Callable[[bytes], str]") -> str | None:
+        """Return what ``made`` makes of the content of the client's next token; None if it may keep the one it has."""
         handler, changes, origin = self.handler, self._changes, self._origin
         if changes == DATA and origin is not None and self._exposed is None and self._is_plain():
             # What nearly every write is: plain data in place of plain data.
@@ -55,11 +64,11 @@ class CarriedSession(Session):
             return None
         head = self._who().write() if changes & IDENTITY or origin is None else origin[: self._rest]
         if not changes & DATA and origin is not None:
-            return self._told(head + origin[self._rest :])
+            return made(head + origin[self._rest :])
         rest = handler.fields.pack(self._data, self._plain)
         if self._extras is not None:
             rest = write_rest(self._extras, rest)
-        return self._told(head + rest)
+        return made(head + rest)
 
     def regenerate(self) -> None:
         """Begin a new session in place of the one there may be."""

@@ -74,12 +74,13 @@ class Config:
     events: Listener | None = None
 
     def settled(self) -> "Config":
-        """Return the settings without a cache that was inherited and does not fit.
+        """Return the settings without a cache that was inherited and does not fit, and without what it was to serve.
 
         What clients carry needs none, and of a server-only session nobody brings a version to hold a cache to.
         """
         if self.cache_is_inherited and (self.store is None or self.server_only):
-            return replace(self, cache=None, cache_is_inherited=False)
+            bare = replace(self, cache=None, cache_is_inherited=False)
+            return replace(bare, outage="raise", stale_for=0) if self.outage == "stale" else bare
         return self
 
     def check(self) -> None:

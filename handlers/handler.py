@@ -24,7 +24,7 @@ from .revocable import RevocableSession, marks_of
 from .server_only import ServerOnlySession, generated, loaded
 from .session import Session
 from .stored import StoredSession
-from .subjects import end_all, end_one, live_sessions, sweep
+from .subjects import end_all, end_one, live_sessions, sweep, sweep_expired
 from .transport import CookieTransport, HeaderTransport, NoTransport, Transport
 from .wsgi import link
 
@@ -168,8 +168,8 @@ class Handler:
         """End a session by its public name; return whether it was live.
 
         A session of another handler, or not bound to ``subject`` where one is given, is not found: False. A
-        ``subject`` of None lets any pass, so for a user's own list pass the name of who is surely logged in. A request
-        that has loaded the session already finds out when it writes.
+        ``subject`` of None lets any pass, so for a user's own list see first that somebody is logged in. A request that
+        has loaded the session already finds out when it writes.
         """
         return asked(self, None, end_one, self, self._store("revoke()"), handle, subject)
 
@@ -188,8 +188,11 @@ class Handler:
         """Remove what expired an hour ago or more from the store, and this handler's sessions whose ancestors are dead.
 
         Returns how many records that were. Only a child handler has such orphans; to find them it goes through the
-        whole store.
+        whole store. Of a handler with_revocations() it is the list that is swept.
         """
+        listing = self.config.revocations
+        if self.config.store is None and listing is not None:
+            return asked(self, None, sweep_expired, listing)
         return asked(self, None, sweep, self, self._store("sweep()"))
 
     def _handle_of(self, session: "Session") -> str | None:

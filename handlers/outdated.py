@@ -1,13 +1,16 @@
 """Sessions that know when their client came with an id of before a renewal."""
 
-from typing import Final
+from typing import Any, Final
 
 from ..errors import SessionGone
 from .context import AWAY
 from .life import away
 from .session import Session
 
-__all__ = ["OVERLAP_MS", "RenewableSession"]
+__all__ = ["OVERLAP_MS", "RENEWED_AWAY", "STALE", "RenewableSession"]
+
+RENEWED_AWAY: Final = True
+"""What is outdated where the client's id was renewed away."""
 
 STALE: Final = "stale"
 """What is outdated where the session came from a cache, for its store does not answer."""
@@ -40,6 +43,18 @@ class RenewableSession(Session):
         if self._outdated is STALE:
             raise away()
         super().regenerate()
+
+    def flashes(self) -> list[tuple[str, Any]]:
+        """Take every flash message; of what may only be read, return them and leave them there."""
+        self._look()
+        if not self._outdated:
+            return super().flashes()
+        return [] if self._extras is None else list(self._extras.flashes)
+
+    def _check_unchanged(self, *, failed: bool) -> None:
+        """Raise what a write would have raised if a value was changed in place that can only be read."""
+        if not failed and self._exposed is not None and self._changed_in_place(self._exposed):
+            self._check_current()
 
     def _be_there(self) -> None:
         """Begin nothing beneath an id that was renewed away."""

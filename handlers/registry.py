@@ -88,7 +88,13 @@ class Registry:
                 clash = None if other == handler else clash_between(handler, other)
                 if clash is not None:
                     raise UsageError(clash)
-        self.linked = Linked({**self.linked, **handlers})
+        self.adopt(Linked({**self.linked, **handlers}))
+
+    def adopt(self, linked: Linked) -> None:
+        """Take these for the handlers of the chain, also for what was looked at before they were known."""
+        self.linked = linked
+        if self._context is not None and linked.apart:
+            self._context.family = WeakMethod(self.kept_apart)  # Sessions must not hold us.
 
     def session(self, handler: "Handler", environ: Environ) -> Session:
         """Return the request's session of this handler; raise UsageError if it is not linked while others are."""
@@ -110,7 +116,7 @@ class Registry:
             context = self._context = Context()
             context.enter(get("HTTP_USER_AGENT", ""), get("REMOTE_ADDR", ""), self.done)
             if self.linked.apart:
-                context.family = WeakMethod(self.kept_apart)  # Sessions must not hold us.
+                context.family = WeakMethod(self.kept_apart)
         session = self._sessions[name] = handler.kind()
         session.enter(handler, context, environ.get(handler.transport.key, ""), parent)
         if handler.backing is not None:
@@ -141,10 +147,14 @@ class Registry:
         return merged(headers, answers, context.vary) if context.vary else headers
 
     def salvage(self) -> "list[Header]":
-        """Return the headers that even a failed commit must send, and end what began in it: they are all there is."""
-        if not self.done:
-            for session in self._sessions.values():
-                session.abandon()
+        """Return the headers that a refusal must send in place of the application's response: they are all there is.
+
+        After a commit they repeat what lasts of it. Of a commit that failed they save renewals, and end what began.
+        """
+        if self.done:
+            return self._answers(failed=True)
+        for session in self._sessions.values():
+            session.abandon()
         salvaged = ((session, session.salvage()) for session in self._sessions.values())
         return [(session.handler.transport.response_header, token) for session, token in salvaged if token is not None]
 
@@ -196,15 +206,13 @@ class Registry:
 
     def _check_linked(self, handler: "Handler") -> None:
         """Let an equal handler through, and in a bare registry any; raise UsageError for another."""
-        known = self.linked.get(handler.name)
-        if not self.linked and handler.name in self._sessions:
-            known = self._sessions[handler.name].handler
-        if known != handler and (self.linked or known is not None):
-            if not self.linked:
-                raise UsageError(f"Another handler named {handler.name!r} is used in this request: rename one.")
-            raise UsageError(
-                f"The handler {handler.path!r} is not linked in front of this application: add it to the chain."
-            )
+        if self.linked:
+            if self.linked.get(handler.name) != handler:
+                raise UsageError(
+                    f"The handler {handler.path!r} is not linked in front of this application: add it to the chain."
+                )
+        elif handler.name in self._sessions and self._sessions[handler.name].handler != handler:
+            raise UsageError(f"Another handler named {handler.name!r} is used in this request: rename one.")
 
     def _follow_the_ended(self, environ: Environ) -> None:
         """Look at the linked children of sessions that ended, so that their cookies go with them."""
@@ -216,7 +224,10 @@ class Registry:
     def _answers(self, *, failed: bool) -> "list[Header]":
         """Return a header for every token that the client must replace or forget, parents first."""
         answers: list[Header] = []
-        if self._context is not None and self._context.replacing:
+        is_replacing = self._context is not None and self._context.replacing
+        if not failed:
+            self._rehearse(is_replacing=is_replacing)
+        if is_replacing:
             for session in self._sessions.values():
                 session.end_replaced(failed)
         batches = None if self._context is None else self._context.batches
@@ -235,8 +246,18 @@ class Registry:
                 session.end_merged()
         return answers
 
+    def _rehearse(self, *, is_replacing: bool) -> None:
+        """Raise what a session cannot write, such as a value that is no data, before any other has written anything."""
+        writers = [session for session in self._sessions.values() if session.may_write]
+        if is_replacing or len(writers) > 1:
+            for session in writers:
+                session.rehearse()
+
     def _write_together(self, batches: dict[int, Batch]) -> None:
-        """Write what sessions of one store have to write in one trip, as far as nothing before it may be refused."""
+        """Write what sessions of one store have to write in one trip, up to the first that has more to write than data.
+
+        If one of these is refused, those behind it are made nevertheless: they are under way already.
+        """
         for batch in batches.values():
             batch.write(self._plain_writes(batch))
 

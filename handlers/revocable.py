@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
-from ..errors import BadSession, Conflict, SessionGone
+from ..errors import BadSession, Conflict, SessionGone, StoreError
 from ..records import PROOF_BYTES, Record
 from .caching import Wanted
 from .carried import CarriedSession
@@ -44,7 +44,7 @@ def _mark(what: bytes, who: Identity) -> str:
 class RevocableSession(RenewableSession, CarriedSession):
     """A session in the client's token that ``revoke()`` and ``renew()`` can refuse all the same."""
 
-    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_replaced")
+    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_may_be_listed", "_replaced")
 
     _came: Identity
     """Who the session was when it came with the request."""
@@ -53,7 +53,8 @@ class RevocableSession(RenewableSession, CarriedSession):
         """Look the list up in this batch; called once, before the first look."""
         self._batch = batch or Batch(self.handler.backing, [])  # type: ignore[arg-type]
         self._grace = 0
-        self._is_listed = False  # Whether the id that the client came with is on the list.
+        self._is_listed = False  # Whether the id that the client came with is on the list,
+        self._may_be_listed = False  # or was sent there, and the answer was lost.
         self._is_dead = False  # Whether the list says that the session was revoked.
         self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
         self._replaced: list[Identity] = []  # Who generate() replaced.
@@ -95,7 +96,10 @@ class RevocableSession(RenewableSession, CarriedSession):
 
     def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
         """Return what the client is told: of an old id in its grace nothing, for a new token may be under way."""
-        return None if self._outdated and self.state == LIVE else super().answer(failed)
+        if self._outdated and self.state == LIVE:
+            self._check_unchanged(failed=failed)
+            return None
+        return super().answer(failed)
 
     def _begin(self) -> None:
         replaced = self._came if self._still_stands() and not self._outdated else None
@@ -148,14 +152,28 @@ class RevocableSession(RenewableSession, CarriedSession):
         renewed = self._changes & RENEWED and not self._changes & BEGUN
         if self.state == LIVE and renewed and self._origin is not None and not self._outdated:
             grace = self.handler.now() + self._grace
-            if not self._is_listed and not self._list(_RENEWED, self._came, grace):
+            if not self._is_listed:
+                self._list_renewed(grace)
+
+    def _list_renewed(self, grace: int) -> None:
+        try:
+            is_new = self._list(_RENEWED, self._came, grace)
+        except StoreError:
+            # Only its answer may have been lost. While nobody can say, the new token is good whatever became of the
+            # old one, so the client gets it.
+            self._may_be_listed = True
+            self._may_be_listed = self._batch.store.load(_mark(_RENEWED, self._came), ()) is not None
+            if not self._may_be_listed:
+                raise
+        else:
+            if not (is_new or self._may_be_listed):
                 emit(self.handler, "conflict", handle_text(self._came.handle))
                 raise SessionGone("Another request renewed this session meanwhile: begin anew.")
-            self._is_listed = True
+        self._is_listed = True
 
     def salvage(self) -> str | None:
-        """Return the new token of a renewal that is on the list already."""
-        return self.answer(failed=True) if self._is_listed else None
+        """Return the new token of a renewal that may be on the list: it is valid, whatever became of the old one."""
+        return self.answer(failed=True) if self._is_listed or self._may_be_listed else None
 
     def _list_replaced(self) -> None:
         while self._replaced:

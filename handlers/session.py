@@ -1,7 +1,7 @@
 """The Session: one live session inside one request, as a mapping from str to values."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import ConfigError, KeyNotFound, SessionGone, UsageError
@@ -23,6 +23,9 @@ __all__ = ["Session"]
 
 _MISSING: Final[Any] = object()
 _JSON: Final = JsonSerializer()
+
+LONGEST_SUBJECT: Final = 1024
+"""How many bytes of UTF-8 a subject may have: every store keeps an index of them."""
 
 
 class Session(Life, MutableMapping[str, Any]):
@@ -112,6 +115,10 @@ class Session(Life, MutableMapping[str, Any]):
     def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
         """Return a dict of the other's keys and this session's, which win."""
         return {**other, **self}
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Raise TypeError: a session belongs to its request, and what a copy of it is told nobody would write."""
+        raise TypeError("A session is not copied or pickled: take its data, dict(session), or its handle.")
 
     def __repr__(self) -> str:
         """Show the handler; a look would load, and data has no place in a log."""
@@ -296,6 +303,8 @@ class Session(Life, MutableMapping[str, Any]):
         if type(subject) is not str or not subject:
             raise UsageError("bind() takes the subject as a non-empty str, or None.")
         _JSON.admit(subject)
+        if len(subject.encode()) > LONGEST_SUBJECT:
+            raise UsageError(f"A subject has at most {LONGEST_SUBJECT} bytes: bind a user's id, and keep more as data.")
         self._writable()
         if not self._changes & BEGUN:
             self._renew_at_login()
@@ -431,6 +440,9 @@ class Session(Life, MutableMapping[str, Any]):
         The middleware does this by itself, and sees to Vary and Cache-Control too, which are yours to send if you
         commit by hand: a response with these headers must not be cached. Calling it again repeats the headers.
         """
+        for session in self._and_those_above():
+            if session.may_write:
+                session.rehearse()
         headers = [] if self._parent is None else self.parent.commit()  # type: ignore[union-attr]
         self.end_replaced(failed=False)
         answers = [(self, self.answer(failed=False) if self.accessed else None)]
@@ -440,9 +452,32 @@ class Session(Life, MutableMapping[str, Any]):
 
     # -- inside ----------------------------------------------------------------------------
 
+    def _and_those_above(self) -> "Iterator[Session]":
+        """Yield this session and those above it."""
+        session: Session | None = self
+        while session is not None:
+            yield session
+            session = session.parent
+
     def plain_write(self, batch: "Batch") -> "Write | None":  # noqa: ARG002 - for who has a store
         """Return what this batch may write for us together with others, or None."""
         return None
+
+    @property
+    def may_write(self) -> bool:
+        """Whether this session may have something to write or to tell the client."""
+        return self.state == LIVE and (self._changes != 0 or self._exposed is not None)
+
+    def rehearse(self) -> None:
+        """Raise what would keep this session from being written, whatever others do; write nothing."""
+        if self._turn != self._context.turn:
+            self._judge()
+        if self.state == LIVE:
+            self._check_writable()
+
+    def _check_writable(self) -> None:
+        """Raise TypeError for a value that is no data, TooLarge for too much of it."""
+        raise NotImplementedError
 
     @property
     def has_more_to_say(self) -> bool:

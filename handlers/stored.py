@@ -22,8 +22,8 @@ from ..errors import (
     StoreUnavailable,
     UsageError,
 )
-from ..records import Changes, Record
-from ..stores.protocol import Write
+from ..records import Changes, Record, changed_fields, check_size
+from ..stores.protocol import Reloading, Write
 from .caching import Wanted, at_hand, loaded_one, stale
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
@@ -33,7 +33,7 @@ from .info import PARENT, SessionInfo, children_in
 from .limited import LimitedSession
 from .loading import Batch
 from .metadata import Metadata
-from .outdated import OVERLAP_MS, STALE
+from .outdated import OVERLAP_MS, RENEWED_AWAY, STALE
 from .token import Identity
 
 __all__ = ["StoredSession"]
@@ -80,10 +80,12 @@ class StoredSession(LimitedSession):
             record = self._store.load(claim.handle)
         else:
             record = self._fetch(claim, now)
+        if record is not None and record.version < claim.version:
+            record = self._reloaded(record)
         if record is None:
             raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
         if not compare_digest(record.proof, claim.proof):
-            self._outdated = self._outdated or True
+            self._outdated = self._outdated or RENEWED_AWAY
         if record.path != handler.path or (self._outdated and not record.admits(claim.proof, now)):
             # It was renewed, and the new token may be under way to the client: nothing is forgotten, and for a
             # while nothing is begun that would take the new token's place. Under a dead parent nothing could be begun.
@@ -109,6 +111,11 @@ class StoredSession(LimitedSession):
             emit(self.handler, "outage", claim.handle, type(outage).__name__)
             self._outdated = STALE
             return record
+
+    def _reloaded(self, record: Record) -> Record | None:
+        """Return the record as it is now, if its store can answer older ones: this client has seen a later one."""
+        store = self._store
+        return store.reload(record.handle) if isinstance(store, Reloading) and not self._outdated else record
 
     def _see_dead(self, handle: str) -> None:
         """Have the store see that a session has expired, and so forget it, lest a clock set back should revive it."""
@@ -249,6 +256,9 @@ class StoredSession(LimitedSession):
             handle = self._lost
             if self._end_merged():
                 emit(self.handler, "revoked", handle)
+        elif self.state == EXPIRED:
+            # An earlier try may have ended it and not been confirmed: this one is, or raises as that did.
+            self._revoked(handle_text(self._was))
 
     def _end_merged(self) -> bool:
         """End what was merged away, or what another request renewed and this one had proved whose it is."""
@@ -285,8 +295,9 @@ class StoredSession(LimitedSession):
             self._judge()
         if self.state != LIVE or (failed and self._record is None):
             return self._farewell(failed=failed)
-        if self._outdated:
-            return None  # The new token may be under way to the client, or the store does not answer.
+        if self._outdated:  # The new token may be under way to the client, or the store does not answer.
+            self._check_unchanged(failed=failed)
+            return None
         record, handler = self._record, self.handler
         if record is None:
             self._create()
@@ -307,6 +318,17 @@ class StoredSession(LimitedSession):
             self._answered = self._line(failed=failed)
             self._seen_version = self._version
         return self._answered
+
+    def _check_writable(self) -> None:
+        if self._outdated:
+            return
+        record, largest = self._record, self._store.largest
+        if record is None:
+            check_size(self._new_record().fields, largest)
+            return
+        changes = self._pending()
+        if changes is not None and len(record.fields) + _most_bytes(changes) > largest:
+            changed_fields(self._known().fields, changes, self.handler.now(), largest)
 
     def plain_write(self, batch: Batch) -> Write | None:
         """Return what ``answer`` will apply, where that is neither a new id nor a new label: these are made alone."""
@@ -442,3 +464,8 @@ class StoredSession(LimitedSession):
         if lineage is None or self._record is None:
             return []
         return asked(self.handler, None, children_in, self._store, lineage, ends)
+
+
+def _most_bytes(changes: Changes) -> int:
+    """Return more bytes than the changes can add to packed fields: names are escaped there, and bytes are base64."""
+    return sum(6 * len(field) + 2 * len(content) + 64 for field, (content, _) in changes.sets.items())

@@ -5,7 +5,7 @@ many the store has. The order is the one in which the store's engine bound them,
 """
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import FOREVER
 from ..errors import StoreError, UsageError
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from .config import Limit
     from .handler import Handler
 
-__all__ = ["end_all", "end_one", "has_room", "live_sessions", "sweep"]
+__all__ = ["end_all", "end_one", "has_room", "live_sessions", "sweep", "sweep_expired"]
+
+
+NOBODYS: Final = "-"
+"""A handle that no session has. A store that waits for others to confirm what it wrote has them confirm by this what an
+earlier call ended without being sure, and which this call no longer finds."""
 
 
 def live_sessions(handler: "Handler", store: "Store", subject: str) -> "list[Record]":
@@ -46,9 +51,7 @@ def _remove_orphans(store: "Store", found: "list[Record]", live: "list[Record]")
 
 def sweep(handler: "Handler", store: "Store") -> int:
     """Remove from a store what has expired, and a handler's sessions whose ancestors are dead; return how many."""
-    removed = 0
-    while batch := store.sweep():
-        removed += batch
+    removed = sweep_expired(store)
     if handler.parent is None or handler.parent.config.store is None:
         return removed
     after: str | None = None
@@ -58,6 +61,14 @@ def sweep(handler: "Handler", store: "Store") -> int:
         removed += _remove_orphans(store, mine, with_live_ancestors(handler, mine))
         if after is None:
             return removed
+
+
+def sweep_expired(store: "Store") -> int:
+    """Remove from a store what has expired, whosever it is; return how many."""
+    removed = 0
+    while batch := store.sweep():
+        removed += batch
+    return removed
 
 
 # -- ending ----------------------------------------------------------------------------------
@@ -77,6 +88,8 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
         ]
         ended += sum(_ended(handler, store, record, "everywhere") for record in doomed)
         if not doomed:
+            if not ended:
+                store.revoke(NOBODYS)
             return ended
         latest = start
 
@@ -84,6 +97,8 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
 def end_one(handler: "Handler", store: "Store", handle: str, subject: str | None) -> bool:
     """End the session of a handle, if it is this handler's and the subject's; return whether it was live."""
     record = store.load(handle, ()) if type(handle) is str else None
+    if record is None and type(handle) is str:
+        store.revoke(handle)  # An earlier call may have ended it without being sure.
     if record is None or record.path != handler.path or subject not in {None, record.label.get(SUBJECT)}:
         return False
     was_live = bool(with_live_ancestors(handler, [record]))

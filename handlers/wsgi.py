@@ -86,7 +86,7 @@ def link(handler: "Handler", app: "WSGIApplication") -> "WSGIApplication":  # no
             registry = environ[REGISTRY] = Registry()
             registry.enter(handlers)
         else:
-            registry.linked = handlers  # Somebody outside looked at a session: what it opened becomes ours.
+            registry.adopt(handlers)  # Somebody outside looked at a session: what it opened becomes ours.
 
         # As the outermost link: commit when the response begins, close when it ends.
         def start(status: str, headers: "list[Header]", exc_info: Any = None) -> Any:
@@ -135,7 +135,13 @@ def _watched(
     if registry.done and _is_server_file(body, environ):
         registry.end()
         return body
-    return _Body(body, environ, start_response, registry)
+    try:
+        return _Body(body, environ, start_response, registry)
+    except BaseException:
+        registry.end(failed=True)
+        if hasattr(body, "close"):
+            body.close()
+        raise
 
 
 def _is_server_file(body: object, environ: Environ) -> bool:

@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 from ..clock import Clock, Duration
 from ..records import Changes, Page, Record, Version
 
-__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Pipelining", "Store", "Write"]
+__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Pipelining", "Reloading", "Store", "Write"]
 
 PAGE: Final = 100
 """How many records a page has, unless the caller says otherwise."""
@@ -119,5 +119,17 @@ class Pipelining(Store, Protocol):
         """Do what as many calls of ``apply`` do, in this order; return for each its version or what it would raise.
 
         One that fails hinders no other. Raises StoreUnavailable if nobody can say what was done.
+        """
+        ...
+
+
+@runtime_checkable
+class Reloading(Protocol):
+    """What a store has besides if ``load`` may answer what is no longer so."""
+
+    def reload(self, handle: str) -> Record | None:
+        """Return the live record as it is now, or None.
+
+        Asked for where a client brings the version of a later write than the record that was loaded.
         """
         ...

@@ -381,7 +381,7 @@ def test_settings_that_cannot_be_are_refused_with_what_to_change(arguments, said
 
 
 def test_a_cache_whose_extra_is_missing_says_what_to_install(monkeypatch, capsys):
-    for name in ("disk", "disk_databases", "disk_rows"):
+    for name in ("disk", "disk.cache", "disk.databases", "disk.rows"):
         monkeypatch.delitem(sys.modules, f"sessiontree.caches.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "diskcache", None)
     assert "pip install 'sessiontree[disk]'" in refusal(capsys, *NO_REVOKES, "--cache", "tiered")

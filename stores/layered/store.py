@@ -98,6 +98,11 @@ class LayeredStore(Announcing):
         found = {handle: look.record if look.is_known else loaded.get(handle) for handle, look in looks.items()}
         return {handle: record for handle, record in found.items() if record is not None}
 
+    def reload(self, handle: str) -> Record | None:
+        """Return the live record from the primary, or None; what the front has of it is not served here any more."""
+        self._front.distrust(handle)
+        return self.load(handle)
+
     def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records that have the label, from the primary."""
         return self.primary.find(label, value, after, limit)

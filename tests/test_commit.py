@@ -1,0 +1,371 @@
+"""What is left of a commit that cannot be made, or is followed by a refusal, or writes to what may only be read."""
+
+import copy
+import pickle
+import sys
+from contextlib import suppress
+
+import pytest
+from support import SECRET, Browser, Site, environ
+
+from sessiontree import (
+    CookieTooLarge,
+    Handler,
+    RecordTooLarge,
+    StoreUnavailable,
+    UsageError,
+    server_only,
+    with_absolute_timeout,
+    with_cache,
+    with_clock,
+    with_outage,
+    with_revocations,
+    with_store,
+)
+from sessiontree.caches.local import LocalCache
+from sessiontree.stores.layered import LayeredStore
+from sessiontree.stores.memory import MemoryStore
+from sessiontree.testing import FakeClock, FaultyStore
+
+TEXT = [("Content-Type", "text/plain")]
+
+
+@pytest.fixture
+def store():
+    return FaultyStore(MemoryStore(clock=FakeClock(), largest=20_000))
+
+
+def on(store, *options, name="visitor"):
+    return Handler(name, SECRET, with_clock(store.clock), with_store(store), *options)
+
+
+def listed(store, name="visitor"):
+    return Handler(name, SECRET, with_clock(store.clock), with_revocations(store))
+
+
+def begun(site):
+    site.visit(lambda *sessions: [session.update(n=1, l=[1]) for session in sessions])
+    return site.browser.jar.header()
+
+
+def read(*sessions):
+    return [dict(session) for session in sessions]
+
+
+# -- an exception that escapes saves nothing -------------------------------------------------------------
+
+UNWRITABLE = {
+    "no data": (lambda session: session["l"].append(object()), TypeError),
+    "too large for a record": (lambda session: session.update(big="x" * 50_000), RecordTooLarge),
+    "too large for a cookie": (lambda session: session.update(big="x" * 5_000), CookieTooLarge),
+}
+ENDINGS = {
+    "renew": lambda session: session.renew(),
+    "bind": lambda session: session.bind("ann"),
+    "generate": lambda session: session.regenerate(),
+    "write": lambda session: session.update(n=2),
+}
+
+
+def pair(store, kind, other):
+    """Return two handlers, the second of them beneath the first or beside it, whose session cannot be written."""
+    if kind == "too large for a cookie":
+        visitor = on(store)
+        return (visitor, visitor.spawn("user", with_store(None))) if other == "beneath" else (
+            listed(store), listed(store, "user"),
+        )  # fmt: skip
+    visitor = on(store)
+    return visitor, visitor.spawn("user") if other == "beneath" else on(store, name="lone")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("kind", UNWRITABLE)
+@pytest.mark.parametrize("other", ["beneath", "beside"])
+@pytest.mark.parametrize("by_hand", [False, True], ids=["linked", "by hand"])
+def test_what_one_session_cannot_write_logs_nobody_out_and_saves_nothing_of_another(
+    store, kind, ending, other, by_hand
+):
+    spoil, error = UNWRITABLE[kind]
+    first, second = pair(store, kind, other)
+    s = Site(first, second, clock=store.clock)
+    kept = begun(s)
+
+    def act(one, two):
+        ENDINGS[ending](one)
+        if ending == "generate" and other == "beneath":
+            two.update(n=2, l=[1])
+        spoil(two)
+
+    def commit():
+        if not by_hand:
+            s.visit(act)
+            return
+        request = environ(HTTP_COOKIE=kept)
+        act(first.session(request), second.session(request))
+        (request["sessiontree"] if other == "beside" else second.session(request)).commit()
+
+    with pytest.raises(error):
+        commit()
+    assert s.browser.jar.header() == kept
+    assert s.visit(read) == [{"n": 1, "l": [1]}] * 2, "The client's cookies are as good as before."
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("spoiled", ["no data", "too large for a cookie"])
+def test_a_listed_session_that_cannot_be_written_stays_as_it_was(store, ending, spoiled):
+    spoil, error = UNWRITABLE[spoiled]
+    s = Site(listed(store), clock=store.clock)
+    kept = begun(s)
+
+    def act(session):
+        ENDINGS[ending](session)
+        session["l"] = [1]
+        spoil(session)
+
+    with pytest.raises(error):
+        s.visit(act)
+    assert s.visit(read, HTTP_COOKIE=kept) == [{"n": 1, "l": [1]}]
+
+
+# -- a renewal whose answer is lost ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("renewing", [lambda session: session.renew(), lambda session: session.bind("ann")])
+def test_a_renewal_that_was_listed_though_its_answer_was_lost_is_made(store, renewing):
+    s = Site(listed(store), clock=store.clock)
+    old = begun(s)
+    store.fail_after(1, verb="create")
+    s.visit(renewing)
+    assert s.answer.code == 200
+    assert s.visit(read) == [{"n": 1, "l": [1]}]
+    assert s.visit(read, HTTP_COOKIE=old) == [{}]
+
+
+def test_a_renewal_of_which_nobody_can_say_whether_it_was_listed_logs_nobody_out(store):
+    s = Site(listed(store), clock=store.clock)
+    begun(s)
+
+    def renew(session):
+        session.update(n=2)
+        session.renew()
+        store.fail_after(1, verb="create")
+        store.fail(1, verb="load")
+
+    s.visit(renew)
+    assert s.answer.code == 503
+    assert s.visit(read) == [{"n": 1, "l": [1]}]
+
+
+# -- an ending that was not confirmed --------------------------------------------------------------------
+
+
+def revokes_of(store, act):
+    """Return how often the store was asked to revoke meanwhile."""
+    store.calls.clear()
+    act()
+    return [verb for verb, _ in store.calls].count("revoke")
+
+
+def test_a_logout_that_the_store_did_not_confirm_is_asked_for_again(store):
+    s = Site(on(store), clock=store.clock)
+    kept = begun(s)
+    store.fail_after(1, verb="revoke")
+    s.visit(lambda session: session.revoke())
+    assert (s.answer.code, s.browser.jar.header()) == (503, kept)
+    assert revokes_of(store, lambda: s.visit(lambda session: session.revoke())) == 1
+    assert (s.answer.code, s.browser.jar.header()) == (200, "")
+
+
+@pytest.mark.parametrize("name", ["revoke", "revoke_all"])
+def test_ending_sessions_again_asks_the_store_again(store, name):
+    handler = on(store)
+    s = Site(handler, clock=store.clock)
+    handle = s.visit(lambda session: (session.bind("ann"), session.handle)[1])
+    end = {"revoke": lambda: handler.revoke(handle), "revoke_all": lambda: handler.revoke_all("ann")}[name]
+    store.fail_after(1, verb="revoke")
+    with pytest.raises(StoreUnavailable):
+        end()
+    assert revokes_of(store, lambda: end()) == 1
+
+
+# -- a response that is refused after the commit ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["in a generator", "in the application", "by the application itself"])
+def test_a_refusal_after_the_commit_repeats_what_the_commit_wrote(store, how):
+    handler = on(store)
+
+    def late(session):
+        store.down()
+        session.incr("n")
+
+    def streamed(session):
+        late(session)
+        yield b""
+
+    def app(request, start_response):
+        session = handler.generate(request)
+        session["n"] = 1
+        start_response("200 OK", TEXT)
+        if how == "in a generator":
+            return streamed(session)
+        if how == "in the application":
+            late(session)
+        with suppress(StoreUnavailable):
+            try:
+                late(session)
+            except StoreUnavailable:
+                start_response("503 Service Unavailable", TEXT, sys.exc_info())
+                raise
+        return [b"sorry"]
+
+    browser = Browser(handler.link(app), store.clock)
+    answer = browser.get()
+    store.up()
+    assert (answer.code, len(answer.cookies)) == (503, 1)
+    request = environ(HTTP_COOKIE=browser.jar.header())
+    assert dict(handler.session(request)) == {"n": 1}
+
+
+def test_a_body_that_cannot_be_iterated_is_closed(store):
+    closed = []
+
+    class Body:
+        def __iter__(self):
+            raise RuntimeError("no")
+
+        def close(self):
+            closed.append(True)
+
+    def app(request, start_response):
+        start_response("200 OK", TEXT)
+        return Body()
+
+    with pytest.raises(RuntimeError, match="no"):
+        on(store).link(app)(environ(), lambda *_: None)
+    assert closed == [True]
+
+
+# -- what may only be read -------------------------------------------------------------------------------
+
+
+def in_its_grace(store, handler):
+    s = Site(handler, clock=store.clock)
+    old = begun(s)
+    s.visit(lambda session: session.flash("hello"))
+    s.visit(lambda session: session.renew(grace=30))
+    return s, lambda action: s.visit(action, s.another_browser(), HTTP_COOKIE=old), 409
+
+
+def in_an_outage(store, handler):
+    s = Site(handler, clock=store.clock)
+    begun(s)
+    s.visit(lambda session: session.flash("hello"))
+    s.visit(dict)
+    store.clock.advance(6)
+    store.down()
+    return s, s.visit, 503
+
+
+@pytest.mark.parametrize("state", [in_its_grace, in_an_outage])
+def test_a_change_in_place_of_what_may_only_be_read_is_refused_as_any_write(store, state):
+    cache = LocalCache(clock=store.clock)
+    s, visit, refused = state(store, on(store, with_cache(cache), with_outage("stale", stale_for=60)))
+    assert visit(lambda session: session["l"]) == [1]
+    assert s.answer.code == 200
+    visit(lambda session: session["l"].append(2))
+    assert (s.answer.code, s.answer.cookies) == (refused, [])
+    assert visit(lambda session: (session.flashes(), session.flashes())) == ([("message", "hello")],) * 2
+    assert (s.answer.code, s.answer.cookies) == (200, [])
+    store.up()
+    assert s.visit(lambda session: (session["l"], session.flashes())) == ([1], [("message", "hello")])
+
+
+# -- a front that did not take a drop --------------------------------------------------------------------
+
+
+def test_a_login_that_a_front_does_not_know_of_yet_is_no_reason_to_begin_anew(store):
+    front = MemoryStore(clock=store.clock)
+
+    def node():
+        layers = LayeredStore(store.inner, FaultyStore(front), keys=SECRET)
+        return Site(on(layers), clock=store.clock)
+
+    here, there = node(), node()
+    browser = here.browser
+
+    def sent(site, action):
+        browser.app = site.app
+        return site.visit(action, browser)
+
+    sent(here, lambda session: session.update(basket=[1]))
+    store.clock.advance(120)
+    assert sent(there, dict) == {"basket": [1]}
+    here.handler.config.store.front.down()
+    sent(here, lambda session: session.bind("bob"))
+    assert sent(there, lambda session: (dict(session), session.subject)) == ({"basket": [1]}, "bob")
+    sent(there, lambda session: session.update(hello=1))
+    assert sent(there, lambda session: (dict(session), session.subject)) == ({"basket": [1], "hello": 1}, "bob")
+
+
+# -- settings, and names -------------------------------------------------------------------------------
+
+
+def test_a_child_that_cannot_be_cached_raises_in_an_outage_whatever_its_parent_does(store):
+    parent = on(store, with_cache(LocalCache(clock=store.clock)), with_outage("stale", stale_for=60))
+    for child in (parent.spawn("job", server_only()), parent.spawn("carried", with_store(None))):
+        assert (child.config.outage, child.config.stale_for, child.config.cache) == ("raise", 0, None)
+    anonymous = on(store, with_outage("anonymous")).spawn("job", server_only())
+    assert anonymous.config.outage == "anonymous"
+
+
+@pytest.mark.parametrize("subject", ["x" * 1025, "\U0001f36a" * 257])
+def test_a_subject_that_no_index_would_take_is_refused_at_once(store, subject):
+    for handler in (on(store), Handler("carried", SECRET)):
+        session = handler.session(environ())
+        with pytest.raises(UsageError, match="1024 bytes"):
+            session.bind(subject)
+        session.bind(subject[:256])
+        assert session.subject == subject[:256]
+
+
+def test_the_list_of_a_carried_session_is_swept(store):
+    handler = Handler("visitor", SECRET, with_clock(store.clock), with_revocations(store), with_absolute_timeout(60))
+    s = Site(handler, clock=store.clock)
+    begun(s)
+    s.visit(lambda session: session.revoke())
+    assert handler.sweep() == 0
+    store.clock.advance(3700)
+    assert handler.sweep() == 1
+
+
+@pytest.mark.parametrize("looked_at_before", [False, True])
+def test_children_kept_apart_are_listed_whoever_looked_at_the_parent_first(store, looked_at_before):
+    visitor = on(store)
+    user = visitor.spawn("user", with_store(None))
+    found = []
+
+    def app(request, start_response):
+        found[:] = [info.handler for info in visitor.session(request).children()]
+        start_response("200 OK", TEXT)
+        return [b""]
+
+    s = Site(visitor, user, clock=store.clock)
+    begun(s)
+    linked = visitor.link(user.link(app))
+    request = environ(HTTP_COOKIE=s.browser.jar.header())
+    if looked_at_before:
+        visitor.session(request).is_live()
+    linked(request, lambda *_: None)
+    assert found == ["visitor/user"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+@pytest.mark.parametrize("is_kept", [False, True], ids=["carried", "kept"])
+def test_a_session_is_not_copied(store, copied, is_kept):
+    handler = on(store) if is_kept else Handler("visitor", SECRET)
+    session = handler.session(environ())
+    session["n"] = 1
+    with pytest.raises(TypeError, match=r"dict\(session\)"):
+        copied(session)
+    assert copy.copy(dict(session)) == {"n": 1}
