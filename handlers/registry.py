@@ -225,7 +225,7 @@ class Registry:
         """Return a header for every token that the client must replace or forget, parents first."""
         answers: list[Header] = []
         is_replacing = self._context is not None and self._context.replacing
-        if not failed:
+        if not failed and (is_replacing or len(self._sessions) > 1):
             self._rehearse(is_replacing=is_replacing)
         if is_replacing:
             for session in self._sessions.values():
@@ -247,9 +247,13 @@ class Registry:
         return answers
 
     def _rehearse(self, *, is_replacing: bool) -> None:
-        """Raise what a session cannot write, such as a value that is no data, before any other has written anything."""
+        """Raise what a session cannot write, such as a value that is no data, before any other has written anything.
+
+        Where all are carried by the client nothing is written before all have their tokens.
+        """
         writers = [session for session in self._sessions.values() if session.may_write]
-        if is_replacing or len(writers) > 1:
+        writes = len(writers) > 1 and any(session.handler.backing is not None for session in writers)
+        if is_replacing or writes:
             for session in writers:
                 session.rehearse()
 
