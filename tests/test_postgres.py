@@ -712,9 +712,9 @@ def test_a_row_that_waits_for_somebody_else_is_an_outage_and_not_a_hang(url, sto
 
 @pytest.mark.parametrize(
     "garbage",
-    ["fields = NULL", "about = '\\x00'", "about = '[]'", "about = '{}'"],
-    ids=lambda text: text.partition(" ")[0],
-)
+    ["fields = NULL", "proof = '\\x00'", "labels = '\\x09ff2c09'", "about = '\\xff'",
+     *(f"about = '{about}'" for about in ("", "[]", "{}", "5", "null", '"abc"', "[1,2,3]", '["a","b"]', '{"a":1}'))],
+)  # fmt: skip
 def test_garbage_is_absent_and_can_be_revoked(url, store, garbage):
     record = new(store, labels={"subject": "bob"}, fields=fields(a=js(1)))
     run_sql(url, f"UPDATE {OWN}.sessions SET {garbage}")  # noqa: S608 - a name of ours
@@ -724,6 +724,26 @@ def test_garbage_is_absent_and_can_be_revoked(url, store, garbage):
     with pytest.raises(Conflict):
         store.create(record)
     assert store.revoke(record.handle) is True
+
+
+@pytest.mark.parametrize("proof", ["repeat('p', 32)::bytea", "'longer or shorter'"])
+def test_a_newer_releases_record_is_an_outage_whatever_its_proof_is_like(url, store, proof):
+    record = new(store)
+    run_sql(url, f"UPDATE {OWN}.sessions SET form = 2, proof = {proof}")  # noqa: S608 - a name of ours
+    for verb in (partial(store.load, record.handle), partial(store.load_many, [record.handle]), store.scan):
+        with pytest.raises(StoreUnavailable, match="newer release"):
+            verb()
+
+
+def test_numbers_that_no_database_keeps_are_what_they_are_in_memory(store):
+    record = new(store, labels={"subject": "bob"}, fields=fields(n=js(1)))
+    for number in (1 << 65, -(1 << 66), 10**5000):
+        with pytest.raises(TypeError, match="64 bits"):
+            store.apply(record.handle, PROOF, Changes(adds={"n": number}))
+    for after in (2**63, 2**70):
+        assert store.find("subject", "bob", after=str(after)).records == []
+    for after in (0, -1, -(2**70)):
+        assert store.find("subject", "bob", after=str(after)).records == [record]
 
 
 @pytest.mark.parametrize("fields_", ["'\\x09ff2c09'", "'\\x0922226e'"])

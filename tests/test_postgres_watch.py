@@ -13,10 +13,11 @@ import textwrap
 import threading
 import time
 from contextlib import closing, contextmanager
+from functools import partial
 from statistics import median
 
 import pytest
-from servers.postgres import KINDS, connected, run_sql, server, started
+from servers.postgres import KINDS, bouncer, connected, run_sql, server, started
 
 pytest.importorskip("psycopg_pool")
 
@@ -25,10 +26,11 @@ from psycopg_pool import ConnectionPool
 from sessiontree import StoreUnavailable
 from sessiontree.errors import NotImplementedByStore
 from sessiontree.records import Changes
-from sessiontree.stores.conformance.tools import PROOF, TurningClock, at_once, new
+from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, TurningClock, at_once, fresh_handle, js, new
 from sessiontree.stores.conformance.watching import Heard
 from sessiontree.stores.postgres import PostgresStore
 from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.rows import label_of, lock_of
 from sessiontree.stores.postgres.watch import lock_class
 
 SCHEMA = "watched"
@@ -241,6 +243,114 @@ def test_a_write_that_began_before_the_watcher_came_is_over_when_it_is_there(sto
         stop = store.watch(heard.on_change)
         assert store.load(record.handle) is None, "It has ended, or the watcher would never hear of it."
     stop()
+
+
+def blocked(url):
+    """Tell whether anybody waits for a lock."""
+    return run_sql(url, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")[0][0] > 0
+
+
+@contextmanager
+def waiting_for(url, statement, verb):
+    """Have a verb wait, in a thread of its own, for what a stranger's statement locks; yield what lets it go on."""
+    with connected(url) as stranger:
+        stranger.execute("BEGIN")
+        stranger.execute(statement)
+        thread = threading.Thread(target=verb)
+        thread.start()
+        assert until(lambda: blocked(url))
+        yield lambda: stranger.execute("COMMIT")
+        stranger.execute("COMMIT")
+        thread.join()
+
+
+def lock_of_label(name, value):
+    return f"SELECT pg_advisory_xact_lock({lock_of(SCHEMA, label_of(name), label_of(value))})"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [Changes(adds={"n": 1}), Changes(sets={"n": (js(1), 0)}), Changes(proof=OTHER_PROOF), Changes(labels={"w": "1"})],
+    ids=["increment", "plain", "renewal", "label"],
+)
+def test_a_write_that_waits_when_the_watcher_comes_is_over_when_it_is_there(store, elsewhere, url, changes):
+    record = new(elsewhere)
+    lock = f"SELECT FROM {SCHEMA}.sessions FOR UPDATE"
+    if changes.labels:
+        lock = lock_of_label("w", "1")
+    with waiting_for(url, lock, lambda: elsewhere.apply(record.handle, PROOF, changes)) as let_go:
+        threading.Timer(0.1, let_go).start()
+        stop = store.watch(lambda _: None)
+        assert store.load(record.handle).version == 2, "It has ended, or the watcher would never hear of it."
+    stop()
+
+
+def test_a_creation_that_waits_when_the_watcher_comes_is_over_when_it_is_there(store, elsewhere, url):
+    handle = fresh_handle()
+    creation = partial(new, elsewhere, handle, labels={"subject": "bob"})
+    with waiting_for(url, lock_of_label("subject", "bob"), creation) as let_go:
+        threading.Timer(0.1, let_go).start()
+        stop = store.watch(lambda _: None)
+        assert store.load(handle) is not None
+    stop()
+
+
+def test_writes_of_one_process_that_wait_while_another_of_its_writes_is_told_are_told_too(url, store, clock, heard):
+    with closing(PostgresStore.from_url(url, schema=SCHEMA, clock=clock, timeout=5)) as busy:
+        records = [new(busy) for _ in range(3)]
+        add = Changes(adds={"n": 1})
+        stop = store.watch(heard.on_change)
+        lock = f"SELECT FROM {SCHEMA}.sessions WHERE handle = '{records[0].handle}' FOR UPDATE"
+        both = [(record.handle, PROOF, add) for record in records[:2]]
+        with waiting_for(url, lock, lambda: busy.apply_many(both)):
+            busy.apply(records[2].handle, PROOF, add)
+        assert all(heard.has(record.handle) for record in records)
+    stop()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_whoever_may_not_notify_writes_all_the_same_and_keeps_the_connection(store, url, clock, caplog, together):
+    tables = f"ALL TABLES IN SCHEMA {SCHEMA}"
+    run_sql(
+        url, "CREATE ROLE mute LOGIN", f"GRANT USAGE ON SCHEMA {SCHEMA} TO mute",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO mute",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {SCHEMA} TO mute", "REVOKE EXECUTE ON FUNCTION pg_notify FROM public",
+    )  # fmt: skip
+    try:
+        with ConnectionPool(url, kwargs={"user": "mute"}, min_size=1, max_size=1, open=True) as pool:
+            pool.wait()
+            writer = PostgresStore(pool, schema=SCHEMA, clock=clock)
+            stop = store.watch(lambda _: None)
+            for _ in range(2):
+                record = new(writer)
+                if together:
+                    assert writer.apply_many([(record.handle, PROOF, Changes(adds={"n": 1}))]) == [2]
+                assert writer.revoke(record.handle) is True
+            assert pool.get_stats()["connections_num"] == 1
+            writer.close()
+            stop()
+        assert [entry.name for entry in caplog.records] == ["sessiontree.stores"]
+    finally:
+        run_sql(url, "GRANT EXECUTE ON FUNCTION pg_notify TO public", "DROP OWNED BY mute", "DROP ROLE mute")
+
+
+def test_a_store_behind_a_pooler_announces_each_write_of_several_once(url, clock):
+    told = []
+    with closing(PostgresStore.from_url(url, schema=SCHEMA, clock=clock, prepared=False)) as pooled:
+        records = [new(pooled) for _ in range(2)]
+        pooled.listen(told.append)
+        pooled.apply_many([(record.handle, PROOF, Changes(adds={"n": 1})) for record in records])
+    assert told == [record.handle for record in records]
+
+
+def test_who_listens_through_a_pooler_is_warned(url, clock, caplog):
+    pooler = bouncer(server(KINDS[0]))
+    for listen_url, warnings in ((url, 0), (pooler, 1)):
+        pooled = PostgresStore.from_url(pooler, schema=SCHEMA, clock=clock, prepared=False, listen_url=listen_url)
+        with closing(pooled):
+            pooled.watch(print)()
+        assert ended()
+        assert ["listen_url" in entry.getMessage() for entry in caplog.records] == [True] * warnings
 
 
 def test_without_the_server_nothing_can_be_watched(clock):

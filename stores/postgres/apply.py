@@ -14,7 +14,7 @@ from psycopg import Error
 
 from ...errors import SessionError
 from ...records import PROOF_BYTES, Changes, Json, Version, changed, gone
-from .link import FAILURES, Link, Result, Statement
+from .link import FAILURES, Link, Result, Statement, seconds, warn
 from .rows import (
     Values,
     array,
@@ -41,6 +41,9 @@ Asked: TypeAlias = tuple[Statement, Values]
 
 _BYTES: Final = b'{"$bytes":'
 
+WIDEST: Final = 65
+"""How many bits an increment has at most that leads from one 64-bit integer to another."""
+
 LONGEST: Final = 8000
 """How many bytes a notification has at most; an empty one says that any record may have changed."""
 
@@ -59,6 +62,9 @@ class PostgresRows(PostgresServer):
     _is_watched = False
     """Whether somebody watched when this object wrote last."""
 
+    _is_mute = False
+    """Whether those who watch could not be told last, which the log says once."""
+
     def _apply(self, link: Link, handle: bytes, proof: bytes, changes: Changes) -> Version:
         """Make all the changes or none."""
         asked = self._asked(handle, proof, changes)
@@ -67,11 +73,12 @@ class PostgresRows(PostgresServer):
 
     def _apply_all(self, link: Link, writes: Sequence[tuple[bytes, bytes, Changes]]) -> list[Version | Exception]:
         """Make changes to different records, in one trip if none of them needs to be looked at."""
+        until = seconds() + self._timeout
         asked = [self._asked_or_why_not(*write) for write in writes]
         handles = [write[0] for write, each in zip(writes, asked, strict=True) if isinstance(each, tuple)]
         results = iter(self._write_all(link, [each for each in asked if isinstance(each, tuple)], handles))
         return [
-            self._settled(link, next(results) if isinstance(each, tuple) else each, *write)
+            self._settled(link, until, next(results) if isinstance(each, tuple) else each, *write)
             for write, each in zip(writes, asked, strict=True)
         ]
 
@@ -90,14 +97,18 @@ class PostgresRows(PostgresServer):
 
     def _write_all(self, link: Link, asked: Sequence[Asked], handles: list[bytes]) -> list[Result | Error]:
         """Run statements that each change a record; who watched last time is told in the same trip, whatever came."""
-        if self._is_watched:
-            *results, _ = link.run_many([*asked, self._notification(handles)])
+        is_told = self._is_watched  # read once: other threads write it while this one waits
+        if is_told:
+            *results, told = link.run_many([*asked, self._notification(handles)])
+            is_told = not isinstance(told, Error)
+            self._is_mute = self._is_mute and not is_told
         else:
             results = link.run_many(asked)
         seen = [is_watched(result) for result in results if not isinstance(result, Error) and result.ntuples]
-        was_watched, self._is_watched = self._is_watched, any(seen) if seen else self._is_watched
-        if self._is_watched and not was_watched:
-            self._tell(link, handles)
+        if seen:
+            self._is_watched = any(seen)
+            if any(seen) and not is_told:
+                self._tell(link, handles)
         return results
 
     def _asked_or_why_not(self, *write: *tuple[bytes, bytes, Changes]) -> Asked | TypeError | None:
@@ -107,7 +118,11 @@ class PostgresRows(PostgresServer):
             return error
 
     def _settled(
-        self, link: Link, result: Result | Exception | None, handle: bytes, proof: bytes, changes: Changes
+        self,
+        link: Link,
+        until: float,
+        result: Result | Exception | None,
+        *write: *tuple[bytes, bytes, Changes],
     ) -> Version | Exception:
         """Return what came of one of several; nothing may be repeated here, for the others have been made."""
         try:
@@ -116,8 +131,10 @@ class PostgresRows(PostgresServer):
                 result = None
             elif isinstance(result, Exception):
                 return result
-            version = None if result is None else _answered(result, changes)
-            return self._apply_slowly(link, handle, proof, changes) if version is None else version
+            version = None if result is None else _answered(result, write[2])
+            if version is None and seconds() > until:
+                raise TimeoutError  # all of them together have one
+            return self._apply_slowly(link, *write) if version is None else version
         except FAILURES as error:
             self._settle(link, error)
             return self._ours(error)
@@ -214,11 +231,19 @@ class PostgresRows(PostgresServer):
         disk has everything. If it fails, the change is made all the same, and watchers are told too little, as when
         this process is killed just now: caches are bounded by their ``max_staleness``.
         """
+        notification = self._notification(handles)
         try:
-            link.run(*self._notification(handles))
-        except FAILURES:
-            link.connection.close()
-            link.until = 0.0
+            try:
+                link.run(*notification)
+            except Error as error:
+                self._repeated(error, link, Link.run, *notification)
+        except FAILURES as error:
+            self._settle(link, error)
+            if not self._is_mute:
+                self._is_mute = True
+                warn("Who watches the schema %r is not told for now of what changes: %r", self.schema, error)
+        else:
+            self._is_mute = False
 
     def _notification(self, handles: list[bytes]) -> Asked:
         told = [handle if len(handle) < LONGEST else b"" for handle in handles]
@@ -240,7 +265,7 @@ def is_odd(changes: Changes) -> bool:
     """Tell whether the function on the server would see this otherwise than ``records.changed``."""
     return bool(
         (changes.proof is not None and len(changes.proof) != PROOF_BYTES)
-        or any(type(number) is not int for number in changes.adds.values())
+        or any(type(number) is not int or number.bit_length() > WIDEST for number in changes.adds.values())
         # As JSON this is what bytes lie there as, and the two are not the same.
         or any(content.__class__ is Json and content.startswith(_BYTES) for content in changes.expects.values())
     )

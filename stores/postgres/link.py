@@ -18,7 +18,7 @@ from psycopg.errors import error_from_result
 
 from ...clock import SystemClock, stopwatch
 
-__all__ = ["FAILURES", "OK", "Link", "Result", "Statement", "seconds"]
+__all__ = ["FAILURES", "OK", "Link", "Result", "Statement", "seconds", "warn"]
 
 FAILURES: Final = (Error, TimeoutError)
 """What a statement raises."""
@@ -27,10 +27,14 @@ Result = pq.abc.PGresult
 BINARY: Final = pq.Format.BINARY
 OK: Final = pq.ConnStatus.OK
 _GOOD: Final = {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}
+_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
 _OIDS: Final = {"bytea": 17, "bigint": 20, "text": 25, "bytea[]": 1001, "text[]": 1009, "bigint[]": 1016}
 
 FRESH: Final = 1.0
 """For how many seconds nobody looks whether a connection that was just used is still there."""
+
+_SILENT: Final = 3
+"""After how many empty answers to one of several statements no more will come; a whole one has two at most."""
 
 seconds: Final = stopwatch(SystemClock())
 """How time passes, for waiting alone."""
@@ -96,7 +100,7 @@ class Link:
         try:
             return self._piped(asked)
         except BaseException:
-            self.connection.close()
+            self.close()
             raise
 
     def _piped(self, asked: Sequence[tuple[Statement, Sequence[bytes | None]]]) -> list[Result | Error]:
@@ -105,18 +109,35 @@ class Link:
         for statement, values in asked:
             pgconn.send_query_prepared(statement.name, values, statement.formats, BINARY)
             pgconn.pipeline_sync()
+        deadline = self._deadline()
         if pgconn.flush():
-            self._flush()
-        results: list[Result | Error] = []
-        for _ in asked:
-            result = self._next()
-            if result is None:
-                raise OperationalError("the connection was lost")
-            results.append(result if result.status in _GOOD else error_from_result(result))
-            self._next()  # None, which ends the statement
-            self._next()  # the synchronisation, which ends its transaction
+            self._flush(deadline)
+        results = [self._committed(deadline) for _ in asked]
         pgconn.exit_pipeline_mode()
         return results
+
+    def _committed(self, deadline: float) -> Result | Error:
+        """Return what came of one of several statements, once the synchronisation has ended its transaction.
+
+        An error that comes with the commit stands behind the result, which it makes untrue.
+        """
+        found: Result | Error | None = None
+        silent = 0
+        while True:
+            result = self._next(deadline)
+            if result is None:
+                silent += 1
+                if silent == _SILENT:
+                    raise found if isinstance(found, Error) else OperationalError("the connection was lost")
+            elif result.status == _SYNC and found is not None:
+                return found
+            else:
+                found = result if result.status in _GOOD else error_from_result(result)
+
+    def close(self) -> None:
+        """Hang up, and go back to the pool at the next occasion, which replaces the connection."""
+        self.until = 0.0
+        self.connection.close()
 
     def wait(self, duration: float) -> bool:
         """Wait at most so long until the server says something; tell whether it does."""
@@ -131,17 +152,21 @@ class Link:
         """Return the one result of what was sent, when the server is ready for more."""
         pgconn = self.pgconn
         if pgconn.flush():
-            self._flush()
+            self._flush(self._deadline())
         if not self._wait(self._milliseconds):
             raise TimeoutError
         pgconn.consume_input()
         if pgconn.is_busy():
-            self._finish()
+            self._finish(self._deadline())
         result = pgconn.get_result()
         if pgconn.is_busy():
-            self._finish()
-        if result is None or pgconn.get_result() is not None:
+            self._finish(self._deadline())
+        last = pgconn.get_result()
+        if result is None:
             raise OperationalError("the connection was lost")
+        if last is not None:  # an error that came with the commit
+            self._next(self._deadline())
+            raise error_from_result(last if result.status in _GOOD else result)
         if result.status not in _GOOD:
             raise error_from_result(result)
         return result
@@ -151,22 +176,23 @@ class Link:
         self._result()
         prepared.add(statement.name)
 
-    def _next(self) -> Result | None:
+    def _deadline(self) -> float:
+        return seconds() + self._milliseconds / 1000
+
+    def _next(self, deadline: float) -> Result | None:
         if self.pgconn.is_busy():
-            self._finish()
+            self._finish(deadline)
         return self.pgconn.get_result()
 
-    def _finish(self) -> None:
+    def _finish(self, deadline: float) -> None:
         """Wait for the rest of an answer that came in pieces."""
-        deadline = seconds() + self._milliseconds / 1000
         while self.pgconn.is_busy():
             if not self._wait(max(0.0, (deadline - seconds()) * 1000)):
                 raise TimeoutError
             self.pgconn.consume_input()
 
-    def _flush(self) -> None:
+    def _flush(self, deadline: float) -> None:
         """Send the rest of what is larger than the socket takes at once."""
-        deadline = seconds() + self._milliseconds / 1000
         with DefaultSelector() as selector:
             selector.register(self.pgconn.socket, EVENT_READ | EVENT_WRITE)
             while self.pgconn.flush():
@@ -184,3 +210,10 @@ def _waiter(descriptor: int) -> Callable[[float], object]:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return poll.poll
+
+
+def warn(message: str, *arguments: object) -> None:
+    """Say in the log what hinders, but fails nothing."""
+    import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
+
+    logging.getLogger("sessiontree.stores").warning(message, *arguments)

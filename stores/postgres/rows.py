@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
+from struct import error as struct_error
 from typing import Any, Final
 
 import orjson
@@ -47,6 +48,7 @@ LONGEST: Final = 400
 """How long a name or a value of a label may be in the index, which takes a third of a page; longer ones are hashed."""
 
 _HEAD: Final = Struct(">4x" + "8xq" * 9 + "8x32s")
+_FORM: Final = Struct(">12xq")
 _NUMBER: Final = Struct(">q")
 _ARRAY: Final = Struct(">iiiii")
 _LENGTH: Final = Struct(">i")
@@ -77,22 +79,26 @@ def record_of(result: Result, row: int, handle: str | None = None) -> Record | N
         handle = (value(row, 6) or b"").decode()
     if head is None or about is None or previous is None:
         return None
-    form, version, created, absolute, own, idle, seen, authenticated, grace, proof = _HEAD.unpack(head)
-    if form != FORM:
-        Record(handle, "", 0, 0, 0, 0, proof, 0, form=form).check_form()
+    try:
+        form, version, created, absolute, own, idle, seen, authenticated, grace, proof = _HEAD.unpack(head)
+        if form != FORM:
+            _check_form(form)
+        path, agent, address = _described(about)
+        labelled = "" if labels is None else _object(labels).decode()
+    except struct_error:  # the proof has another length, which a newer release may have given it
+        _check_form(*_FORM.unpack_from(head))
+        return None
+    except ValueError:
+        return None
     if fields is None:
         return None
     packed = b"{" + fields.replace(b"\t", b"")[:-1] + b"}"
     if deadlines is not None:
         packed = b"\n".join((packed, _object(deadlines)))
-    try:
-        path, agent, address = _described(about)
-    except ValueError:
-        return None
     return tuple.__new__(  # As _make() does, without a frame of its own.
         Record,
         (handle, path, created, absolute, own, idle, proof, seen, version, authenticated, previous, grace,
-         "" if labels is None else _object(labels).decode(), agent, address, packed, form),
+         labelled, agent, address, packed, form),
     )  # fmt: skip
 
 
@@ -123,9 +129,16 @@ def row_of(record: Record) -> list[bytes | None]:
 
 @lru_cache(1024)
 def _described(about: bytes) -> list[str]:
-    """Return path, agent and address, which are the same in every request of a session."""
+    """Return path, agent and address, which are the same in every request of a session; ValueError for garbage."""
     found: list[str] = orjson.loads(about)
+    if not isinstance(found, list) or [type(each) for each in found] != [str, str, str]:
+        raise ValueError(about)
     return found
+
+
+def _check_form(form: int) -> None:
+    """Raise StoreUnavailable for what a newer release wrote."""
+    Record("", "", 0, 0, 0, 0, b"", 0, form=form).check_form()
 
 
 def _object(packed: bytes) -> bytes:

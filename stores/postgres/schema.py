@@ -14,6 +14,12 @@ from ...errors import ConfigError
 
 __all__ = ["STEPS", "admitted", "brought_up"]
 
+_OURS: Final = ("steps.version", "sessions.proof", "labels.seq", "watchers.id")
+"""What every version of the schema has, by which it is known."""
+
+_CATALOGS: Final = (("pg_class", "relnamespace"), ("pg_proc", "pronamespace"), ("pg_type", "typnamespace"))
+"""Where a schema's tables, functions and types are listed."""
+
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 
 # A row stays where it is, uncompressed and on its page (HOT), while its deadlines do not move: hence the room, the
@@ -211,7 +217,7 @@ BEGIN
             END IF;
             sums := concat_ws(',', sums, number::text);
             kept := {s}.edited(kept, add_markers[i], substring(add_markers[i] from 2)
-                || convert_to(number::text, 'UTF8') || '\x2c09'::bytea);
+                || convert_to(number::text || ',' || chr(9), 'UTF8'));
         END LOOP;
         IF length(kept) + coalesce(length(lives), 0) > largest THEN
             RETURN;
@@ -344,7 +350,9 @@ def brought_up(execute: Execute, schema: str) -> None:
     [(versioned,)] = execute(
         "SELECT count(*) FROM pg_tables WHERE schemaname = %s AND tablename = 'steps'", [schema]
     ).fetchall()
-    if not versioned:
+    if versioned:
+        _check_ours(execute, schema)
+    else:
         _check_empty(execute, schema)
         execute(f'CREATE TABLE "{schema}".steps (version int PRIMARY KEY)')
     [(version,)] = execute(f'SELECT coalesce(max(version), 0) FROM "{schema}".steps').fetchall()  # noqa: S608 - admitted
@@ -355,6 +363,22 @@ def brought_up(execute: Execute, schema: str) -> None:
 
 
 def _check_empty(execute: Execute, schema: str) -> None:
-    [(others,)] = execute("SELECT count(*) FROM pg_class WHERE relnamespace = %s::regnamespace", [schema]).fetchall()
+    counts = " + ".join(f"(SELECT count(*) FROM {name} WHERE {of} = %(s)s::regnamespace)" for name, of in _CATALOGS)  # noqa: S608 - names of ours
+    [(others,)] = execute(f"SELECT {counts}", {"s": schema}).fetchall()
     if others:
-        raise ConfigError(f"The schema {schema!r} holds tables of something else: choose another one.")
+        raise _not_ours(schema)
+
+
+def _check_ours(execute: Execute, schema: str) -> None:
+    """Refuse what merely has a table of the same name."""
+    [(found,)] = execute(
+        "SELECT count(*) FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+        " WHERE relnamespace = %s::regnamespace AND relname || '.' || attname = ANY (%s)",
+        [schema, list(_OURS)],
+    ).fetchall()
+    if found != len(_OURS):
+        raise _not_ours(schema)
+
+
+def _not_ours(schema: str) -> ConfigError:
+    return ConfigError(f"The schema {schema!r} holds something else: choose another one.")

@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary, WeakSet
 
-from psycopg import Connection, Error, conninfo, pq
+from psycopg import Connection, Cursor, Error, conninfo, pq
+from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from ...clock import Clock, SystemClock
@@ -35,6 +36,14 @@ DAY: Final = 86_400
 CONNECT_SECONDS: Final = 2
 """How many seconds a new connection may take, if its URL does not say; libpq knows no shorter time."""
 
+SETTINGS: Final = {
+    "connect_timeout": str(CONNECT_SECONDS),
+    # What the environment or the role says of either would be for other programs.
+    "client_encoding": "UTF8",
+    "target_session_attrs": "read-write",
+}
+"""What a URL gets that does not say otherwise."""
+
 HELD_ROW_MS: Final = 5000
 """After how many milliseconds of silence the server ends a transaction."""
 
@@ -48,6 +57,8 @@ _AGAIN: Final = {"40001", "40P01"}
 _UNPREPARED: Final = {"26000", "42P05", "0A000"}
 _ABSENT: Final = {"3F000", "42P01", "42883", "42703"}
 _DAMAGE: Final = {"XX001", "XX002"}
+_ENCODINGS: Final = {b"UTF8", b"UNICODE"}
+"""The names of the one in which a text arrives as it was sent."""
 _ADVICE: Final = {
     "25006": "takes no writes: connect to the primary, for example with target_session_attrs=read-write in the URL",
     "42501": "does not allow this: grant this role the schema, its tables, sequences and functions",
@@ -91,7 +102,7 @@ class PostgresServer:
         self._now = self.clock.now
         self._timeout = checked(timeout)
         self._prepared = prepared
-        self._listen_url = listen_url
+        self._listen_url = listen_url if listen_url is None else completed(listen_url)
         self._pool = pool
         self._owns_pool = False
         self._links: WeakKeyDictionary[Any, Link] = WeakKeyDictionary()
@@ -111,10 +122,14 @@ class PostgresServer:
         once, and older releases go on. Raises ConfigError for a schema that is used for something else.
         """
         connection = self._connection()
+        self._check_fit(connection)
         try:
-            with connection.transaction():
-                connection.execute("SET LOCAL statement_timeout = 0")
-                brought_up(connection.execute, self.schema)
+            # Neither the cursors nor the rows that an application has its pool make.
+            with connection.transaction(), Cursor(connection, row_factory=tuple_row) as cursor:
+                # Who waited for another's transaction has to see what it made.
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                cursor.execute("SET LOCAL statement_timeout = 0")
+                brought_up(cursor.execute, self.schema)
         except Error as error:
             raise self._ours(error) from error
         finally:
@@ -162,15 +177,33 @@ class PostgresServer:
         connection = self._connection()
         link = self._links.get(connection)
         if link is None:
+            self._check_fit(connection)
             link = self._links[connection] = Link(connection, self._timeout, prepared=self._prepared)
         if self._owns_pool:
             link.until = now + HELD
         return link
 
+    def _check_fit(self, connection: Connection[Any]) -> None:
+        """Refuse a connection that would show what is no longer so, or other texts than others find.
+
+        The server says both by itself when a connection begins; where it does not, nothing is known.
+        """
+        told = connection.pgconn.parameter_status
+        encoding = (told(b"client_encoding") or b"UTF8").upper().replace(b"-", b"")  # pgbouncer repeats what it is told
+        if told(b"in_hot_standby") == b"on":
+            reason = "is a standby: add target_session_attrs=read-write to what the pool connects by"
+        elif encoding not in _ENCODINGS:
+            reason = f"is sent {encoding.decode()}: add client_encoding=utf8 to what the pool connects by"
+        else:
+            return
+        connection.close()
+        self._pool.putconn(connection)
+        raise StoreUnavailable(f"The session store's PostgreSQL {reason}.")
+
     def _replaced(self, link: Link, now: float) -> Link:
         """Return a connection that the server has not closed meanwhile, in place of one that it has."""
         while not link.is_fresh():
-            link.connection.close()
+            link.close()
             self._return(link)
             link = self._taken(now)
         return link
@@ -197,8 +230,8 @@ class PostgresServer:
             connection: Connection[Any] = self._pool.getconn(self._timeout)
         except (PoolTimeout, TooManyRequests) as error:
             raise StoreUnavailable(
-                f"No connection to the session store's PostgreSQL within {self._timeout} s: look whether it runs, "
-                "what the logger psycopg.pool says, and whether the pool has connections enough."
+                f"No connection to the session store's PostgreSQL within {self._timeout} s: look whether it runs "
+                "and is no standby, what the logger psycopg.pool says, and whether the pool has connections enough."
             ) from error
         except Error as error:
             self._check_open()
@@ -247,7 +280,7 @@ class PostgresServer:
             with suppress(Error, TimeoutError):
                 self._roll_back(link)
         if is_read_only or link.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            link.connection.close()
+            link.close()
             self._doubted = seconds()
 
     def _roll_back(self, link: Link) -> None:
@@ -294,20 +327,15 @@ def pool_of(url: str, timeout: float, most: int, *, is_direct: bool) -> Pool:
     """Return a pool, not yet open, for this URL; raise ConfigError for what is none."""
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise ConfigError(f"A PostgresStore has one or more connections, not {most!r}.")
-    try:
-        given = conninfo.conninfo_to_dict(url)
-    except Error as error:
-        raise ConfigError(f"{error}: write postgresql://user@host:5432/database.") from error
-    settings: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "fallback_application_name": "sessiontree"}
+    settings = {"fallback_application_name": "sessiontree"}
     if is_direct:
         # So that the server gives up, and just before we do; a pooler would give what is set here to somebody else.
         # A process that is stopped while it holds a row does not hold it for long.
         settings["options"] = (
             f"-c statement_timeout={max(1, int(timeout * 900))} -c idle_in_transaction_session_timeout={HELD_ROW_MS}"
         )
-    settings = {name: value for name, value in settings.items() if name not in given}
     return ConnectionPool(
-        conninfo.make_conninfo(url, **settings),
+        completed(url, **settings),
         kwargs={"autocommit": True},
         min_size=0,
         max_size=most,
@@ -318,6 +346,19 @@ def pool_of(url: str, timeout: float, most: int, *, is_direct: bool) -> Pool:
     )
 
 
+def completed(url: str, **settings: str) -> str:
+    """Return what this URL says, and of our settings what it does not; raise ConfigError for what is no URL."""
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except Error:
+        raise ConfigError(  # without what libpq says, for it quotes the password
+            "This is no address of a PostgreSQL: write postgresql://user:password@host:5432/database, and special "
+            "characters in percent code, such as %25 for a per cent sign in the password."
+        ) from None
+    settings |= SETTINGS
+    return conninfo.make_conninfo(url, **{name: value for name, value in settings.items() if name not in given})
+
+
 def connector(pool: Pool, listen_url: str | None) -> Callable[[], Connection[Any]]:
     """Return what opens a connection to the server itself, as the pool does, or by a URL of its own."""
 
@@ -325,12 +366,12 @@ def connector(pool: Pool, listen_url: str | None) -> Callable[[], Connection[Any
         options: dict[str, Any] = {}
         address = listen_url
         if address is None:
-            address = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+            address = completed(pool.conninfo() if callable(pool.conninfo) else pool.conninfo)
             options.update((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
-        if "connect_timeout" not in conninfo.conninfo_to_dict(address):
-            options.setdefault("connect_timeout", CONNECT_SECONDS)
         options["autocommit"] = True
-        return Connection.connect(address, **options)
+        # An application's class may be what knows the password.
+        connection: Connection[Any] = pool.connection_class.connect(address, **options)
+        return connection
 
     return connect
 

@@ -64,7 +64,6 @@ _REPLACE: Final = (
 )
 _UNLABEL: Final = "DELETE FROM {s}.labels WHERE handle = $1 AND name = $2"
 _LABEL: Final = "INSERT INTO {s}.labels (handle, name, value) VALUES ($1, $2, $3)"
-_TIDY: Final = "DELETE FROM {s}.watchers WHERE pg_try_advisory_xact_lock({lock}, id::int)"
 
 _APPLIED: Final = (
     "text bytea" + " bigint" * 3 + " bytea[]" * 4 + " text[]" + " bytea[]" * 2 + " bigint" * 3

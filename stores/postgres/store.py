@@ -2,7 +2,7 @@
 
 One row is one session. What a request does, changing a few keys and moving a deadline, is one UPDATE that names the
 row by its handle, its proof and that it lives; every other change is one call of a function that ``create_schema()``
-made. Either way the server edits the row where it lies, and what travels is what changes: see ``postgres_apply``.
+made. Either way the server edits the row where it lies, and what travels is what changes: see ``apply``.
 
 Each statement is a transaction of its own at READ COMMITTED, and that is enough, for what one writes never follows from
 what another one read: an UPDATE that waited for a row looks at its new version again, by the same conditions, and the
@@ -17,13 +17,13 @@ from typing import Any, Final, Self
 import orjson
 from psycopg import Connection
 
-from ...clock import Duration, milliseconds
-from ...errors import Conflict, NotImplementedByStore, SessionError, StoreError, UsageError
+from ...clock import FOREVER, Duration, milliseconds
+from ...errors import Conflict, NotImplementedByStore, SessionError, StoreError, StoreUnavailable, UsageError
 from ...records import Changes, Json, Page, Record, Version, check_size, gone
 from ..announcing import Announcing, OnChange, Stop
 from ..protocol import PAGE, SWEEP_MARGIN_MS, Write
 from .apply import YES, PostgresRows, is_watched
-from .link import FAILURES, Link, Result, Statement
+from .link import FAILURES, Link, Result, Statement, seconds
 from .rows import (
     Values,
     bigint,
@@ -137,7 +137,7 @@ class PostgresStore(PostgresRows, Announcing):
         handles = [handle for handle, _, _ in writes]
         try:
             if not self._prepared or len(set(handles)) < len(handles) or not is_text(*handles):
-                return [self._tried(write) for write in writes]
+                return self._apply_each(writes)
             return self._do(self._apply_all, [(handle.encode(), proof, changes) for handle, proof, changes in writes])
         finally:
             self.announce_all(handles)
@@ -160,7 +160,7 @@ class PostgresStore(PostgresRows, Announcing):
         pair = label_of(label), label_of(value)
         if pair[0] is None or pair[1] is None:
             return Page([], None)
-        return self._page(self._statements.find, pair, bigint(int(after or 0)), limit)
+        return self._page(self._statements.find, pair, bigint(max(0, min(int(after or 0), FOREVER))), limit)
 
     def count(self, label: str, *values: str) -> int:
         """Return how many live records have the label with any of these values."""
@@ -286,9 +286,19 @@ class PostgresStore(PostgresRows, Announcing):
 
     # -- what verbs do on a connection -----------------------------------------------------
 
-    def _tried(self, write: Write) -> Version | Exception:
+    def _apply_each(self, writes: Sequence[Write]) -> list[Version | Exception]:
+        """Make changes one after the other; when the time is over, an outage is everybody's."""
+        until, found = seconds() + self._timeout, []
+        outcome: Version | Exception | None = None
+        for handle, proof, changes in writes:
+            if not isinstance(outcome, StoreUnavailable) or seconds() < until:
+                outcome = self._tried(handle, proof, changes)
+            found.append(outcome)
+        return found
+
+    def _tried(self, handle: str, proof: bytes, changes: Changes) -> Version | Exception:
         try:
-            return self.apply(*write)
+            return self._do(self._apply, handle.encode(), proof, changes) if is_text(handle) else gone()
         except (SessionError, TypeError, ValueError) as error:
             return error
 

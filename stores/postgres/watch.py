@@ -24,7 +24,7 @@ from weakref import ref
 from psycopg import Connection, OperationalError
 
 from ..announcing import Announcing, OnChange, Stop
-from .link import FAILURES, Link, Statement
+from .link import FAILURES, Link, Statement, warn
 from .rows import bigint
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ SILENCE: Final = 1.0
 
 LONGEST: Final = 1.0
 """How many seconds the thread rests at most before it tries to connect again; these rests double."""
+
+POOLED: Final = (
+    "Who watches the schema %r reaches the server through a pooler, and in transaction mode hears nothing: pass the "
+    "server itself as listen_url=."
+)
 
 
 class Source(NamedTuple):
@@ -73,13 +78,13 @@ class Ear:
         self._source = source
         self._link = Link(source.connect(), source.timeout, prepared=False)
         try:
+            [process] = self._ask("SELECT pg_backend_pid()")
+            self.is_pooled = int.from_bytes(process) != self._link.pgconn.backend_pid
+            """Whether something in between has given the connection a number of its own, as poolers do."""
             self._number = self._numbered()
             self._ask("LISTEN {channel}")
+            self._link.run(tidied(source))  # before our own row: nothing hinders who holds its lock
             self._ask("INSERT INTO {s}.watchers VALUES ($1)", "bigint", bigint(self._number))
-            self._ask(
-                "DELETE FROM {s}.watchers WHERE id <> $1 AND pg_try_advisory_xact_lock({lock}, id::int)", "bigint",
-                bigint(self._number),
-            )  # fmt: skip
             self._await_writers()
         except BaseException:
             self.close()
@@ -123,10 +128,15 @@ class Ear:
         return list(told)
 
     def _await_writers(self) -> None:
-        """Return when all have ended who wrote when we came, or after a while."""
+        """Return when all have ended who wrote when we came, or after a while.
+
+        Who has looked into ``watchers`` holds a lock there to the end, and who waits for a row or a label has looked,
+        but not yet written.
+        """
         writing = (
-            "SELECT string_agg(virtualtransaction, ' ') FROM pg_locks WHERE relation = '{s}.sessions'::regclass"
-            " AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()"
+            "SELECT string_agg(DISTINCT virtualtransaction, ' ') FROM pg_locks WHERE pid <> pg_backend_pid() AND"
+            " (relation = '{s}.watchers'::regclass AND mode = 'AccessShareLock'"
+            " OR relation = '{s}.sessions'::regclass AND mode = 'RowExclusiveLock')"
         )
         before = set((self._ask(writing)[0] or b"").split())
         for _ in range(int(self._source.timeout * 100)):
@@ -160,7 +170,10 @@ class Feed(Announcing):
             stop = self.listen(on_change)
             if self._thread is None:
                 try:
-                    self._start(Ear(self._source))
+                    ear = Ear(self._source)
+                    if ear.is_pooled:
+                        warn(POOLED, self._source.schema)
+                    self._start(ear)
                 except BaseException:
                     stop()
                     raise
@@ -179,7 +192,7 @@ class Feed(Announcing):
             try:
                 self._start(None)
             except RuntimeError as error:  # the process may have no more threads; its verbs need none
-                _log("Nobody watches the schema %r: %s", self._source.schema, error)
+                warn("Nobody watches the schema %r: %s", self._source.schema, error)
 
     def leave_to_parent(self) -> None:
         """Have neither thread nor connection, in a process that was forked; nothing is closed."""
@@ -231,16 +244,10 @@ class Feed(Announcing):
         if ear is not None:
             ear.close()
         if failures == 1:
-            _log("What others change in the schema %r is not heard of for now: %s", self._source.schema, error)
+            warn("What others change in the schema %r is not heard of for now: %s", self._source.schema, error)
             with suppress(BaseException):
                 self.announce(None)
         Event().wait(min(0.01 * 2 ** min(failures, 10), LONGEST))
-
-
-def _log(message: str, *arguments: object) -> None:
-    import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
-
-    logging.getLogger("sessiontree.stores").warning(message, *arguments)
 
 
 _INHERITED: Final[list[Ear | None]] = []
