@@ -5,15 +5,19 @@ import itertools
 import os
 import re
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
+import redis.asyncio
+import redis.sentinel
 from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as Disconnected
 from servers import valkey
 
-from sessiontree import ConfigError, SessionGone, StoreUnavailable
+from sessiontree import ConfigError, SessionGone, StoreUnavailable, UsageError
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
 from sessiontree.stores import open_store
@@ -31,6 +35,7 @@ from sessiontree.stores.conformance.tools import (
     loaded,
     new,
 )
+from sessiontree.stores.conformance.watching import Heard
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.redis import RedisStore
@@ -132,15 +137,48 @@ def test_a_prefix_is_a_text_that_is_not_empty(client, bad):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"timeout": 0}, {"timeout": -1}, {"timeout": None}, {"timeout": True}, {"wait_replicas": -1},
-                 {"wait_replicas": 1.5}, {"wait_replicas": True}],
+    "settings", [{"timeout": 0}, {"timeout": -1}, {"timeout": None}, {"timeout": True}, {"timeout": float("inf")},
+                 {"timeout": float("nan")}, {"timeout": 1e300}, {"timeout": 90_000}, {"timeout": timedelta()},
+                 {"wait_replicas": -1}, {"wait_replicas": 1.5}, {"wait_replicas": True}],
 )  # fmt: skip
 def test_settings_that_cannot_be_right_are_refused(url, settings):
     with pytest.raises(ConfigError):
         RedisStore.from_url(url, **settings)
 
 
-@pytest.mark.parametrize("bad", ["http://localhost", "redis://localhost:x", "redis://localhost?socket_timeout=x"])
+@pytest.mark.parametrize("timeout", [2, 0.25, timedelta(seconds=3), 86_400])
+def test_a_timeout_is_a_duration(url, client, timeout):
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    with (
+        closing(RedisStore.from_url(url, timeout=timeout)) as store,
+        closing(RedisStore(client, timeout=timeout)) as own,
+    ):
+        assert store.load("a") is own.load("a") is None
+        assert store._link._idle[0].connection.socket_timeout == own._link.timeout == seconds
+
+
+CLIENTS_OF_OTHERS = {
+    "none": lambda: None,
+    "a URL": lambda: "redis://user:very-secret@localhost/0",
+    "of asyncio": lambda: redis.asyncio.Redis(),
+    "a pool": ConnectionPool,
+    "a Sentinel": lambda: redis.sentinel.Sentinel([]),
+    "of another library": lambda: SimpleNamespace(connection_pool=ConnectionPool()),
+}
+
+
+@pytest.mark.parametrize("made", CLIENTS_OF_OTHERS.values(), ids=CLIENTS_OF_OTHERS)
+def test_a_client_that_is_none_of_redis_py_is_refused(made):
+    with pytest.raises(
+        ConfigError, match=r"redis\.Redis or a redis\.cluster\.RedisCluster.*RedisStore\.from_url"
+    ) as caught:
+        RedisStore(made())
+    assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 7, "http://localhost", "redis://localhost:x", "redis://localhost?socket_timeout=x"]
+)
 def test_a_url_that_is_none_is_a_config_error(bad):
     with pytest.raises(ConfigError):
         RedisStore.from_url(bad)
@@ -333,6 +371,63 @@ def test_what_is_not_ours_under_our_name_is_no_record(store, client, prefix):
     assert store.sweep() == store.sweep_idle(0) == 0
 
 
+def test_a_foreign_name_that_is_no_text_is_passed_by(store, client, clock, prefix):
+    heard = Heard()
+    stop = store.watch(heard.on_change)
+    client.hset(prefix.encode() + b":{\xff}", "h", "x")
+    record = new(store)
+    with closing(RedisStore(client, prefix=prefix, clock=clock)) as other:
+        marker = new(other).handle
+        assert heard.has(marker)
+    stop()
+    assert None not in heard.forget(), "The feed is not lost over it."
+    assert sorted(handles_of(store.scan())) == sorted([record.handle, marker])
+    clock.advance(2)
+    assert store.sweep_idle(1) == 2
+    assert store.sweep_idle(1) == 0
+
+
+def foreign(store, client):
+    """Return a handle under whose name something else lies."""
+    handle = fresh_handle()
+    client.set(store._key(handle), "another's")
+    return handle
+
+
+@pytest.mark.parametrize("labels", [{}, {"worker": "1"}], ids=["in one trip", "one by one"])
+def test_of_many_writes_the_one_that_the_server_refuses_hinders_no_other(store, client, labels):
+    first, last = (new(store) for _ in range(2))
+    writes = [
+        (first.handle, PROOF, Changes(sets={"a": (js(1), 0)}, labels=labels)),
+        (foreign(store, client), PROOF, Changes(sets={"a": (js(1), 0)})),
+        (fresh_handle(), PROOF, Changes(sets={"a": (js(1), 0)})),
+        (last.handle, PROOF, Changes(adds={"n": 1})),
+    ]
+    outcomes = store.apply_many(writes)
+    assert [each if isinstance(each, int) else type(each) for each in outcomes] == [2, StoreUnavailable, SessionGone, 2]
+    assert "something else under a name of ours" in str(outcomes[1])
+    assert contents(store, first.handle) == {"a": js(1)}
+    assert contents(store, last.handle) == {"n": js(1)}
+
+
+def test_of_many_writes_that_nobody_answers_nobody_can_say_what_was_done(clock):
+    with own_server() as server:
+        store = RedisStore.from_url(server.url, clock=clock)
+        writes = [(new(store).handle, PROOF, Changes(adds={"n": 1}, labels=labels)) for labels in ({}, {"worker": "1"})]
+        server.kill()
+        for several in (writes, writes[:1] * 2):
+            with pytest.raises(StoreUnavailable):
+                store.apply_many(several)
+        store.close()
+
+
+def test_a_closed_store_says_so_though_nothing_is_asked_of_it(store):
+    store.close()
+    for verb in (store.load_many, store.apply_many):
+        with pytest.raises(UsageError):
+            verb([])
+
+
 @pytest.mark.parametrize("cut", [0, 1, 56, 80, 112])
 def test_a_damaged_head_is_no_record_and_can_be_replaced(store, client, cut):
     record = new(store, labels={"subject": "bob"})
@@ -507,6 +602,10 @@ def test_a_server_without_memory_changes_nothing_and_says_so(clock):
                 )
             assert loaded(store, record.handle) == before
             assert store.revoke(record.handle) is True, "What takes no memory goes on."
+            careful = RedisStore(client, clock=clock, wait_replicas=1)
+            with pytest.raises(StoreUnavailable, match="no memory left"):
+                careful.revoke(record.handle)  # what replicas are to confirm must be written, as the page says
+            careful.close()
         store.close()
 
 
@@ -643,8 +742,9 @@ def test_a_revocation_waits_for_replicas_and_says_if_they_do_not_have_it(clock):
 RIGHTS = """
     on >secret resetchannels &__redis__:invalidate ~app:* -@all
     +hget +hmget +hgetall +hset +hdel +del +exists +pexpire +pttl +persist +time
-    +zadd +zrem +zcard +zscore +zrangebyscore +scan +eval +evalsha +script|load +wait
+    +zadd +zrem +zcard +zscore +zrangebyscore +zrandmember +scan +eval +evalsha +wait
     +ping +select +hello +auth +client|setinfo +client|id +client|tracking +subscribe
+    +cluster|slots +command +asking
 """
 """What a user needs, in the server's words; docs/redis.md has the same."""
 

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event, Thread
 
@@ -17,6 +17,7 @@ from sessiontree import NotImplementedByStore, StoreUnavailable
 from sessiontree.records import Changes
 from sessiontree.stores.conformance import StoreConformance
 from sessiontree.stores.conformance.tools import (
+    OTHER_PROOF,
     PROOF,
     TurningClock,
     all_pages,
@@ -28,6 +29,7 @@ from sessiontree.stores.conformance.tools import (
 )
 from sessiontree.stores.redis import RedisStore
 from sessiontree.stores.redis.link import Link
+from sessiontree.stores.redis.record import digest_of, pair_of
 
 NUMBERS = itertools.count(1)
 
@@ -205,6 +207,200 @@ def test_the_pages_example_of_a_cluster_runs(cluster, monkeypatch):
     assert scope["store"].revoke(new(scope["store"]).handle) is True
     scope["store"].close()
     scope["cluster"].close()
+
+
+# -- indexes, which lie elsewhere -----------------------------------------------------------------
+
+
+@contextmanager
+def without_numbers():
+    """Have the index's node be away between two of the trips: entries stay under way."""
+    run = Link.run
+
+    def failing(link, script, *arguments):
+        if b"until_" in script.text:
+            raise StoreUnavailable("The node is away.")
+        return run(link, script, *arguments)
+
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(Link, "run", failing)
+        yield
+
+
+def index_of(store, label, value):
+    return store._index + digest_of(pair_of(label, value))
+
+
+@pytest.mark.parametrize("given", ["create", "apply", "in Python", "relabel"])
+def test_an_index_lives_as_long_as_its_session_though_the_number_was_never_written(store, client, given):
+    days = 30 * 86_400_000
+    before = {"create": {"subject": "bob"}, "relabel": {"subject": "guest"}}.get(given, {})
+    with without_numbers() if given == "create" else nullcontext():
+        absolute = store.clock.now() + days
+        record = new(store, absolute=absolute, labels=before, fields=b'{"huge":9007199254740993}')
+    if given != "create":
+        assert handles_of(store.find("subject", "guest")) == ([record.handle] if given == "relabel" else [])
+        with pytest.MonkeyPatch.context() as patching, without_numbers():
+            patching.setattr(RedisStore, "_settle", lambda *_: None)
+            if given == "relabel":
+                assert store.relabel("subject", "guest", "bob") == 1
+            else:
+                adds = {"huge": 1} if given == "in Python" else {}
+                store.apply(record.handle, PROOF, Changes(labels={"subject": "bob"}, adds=adds))
+    assert days - 60_000 < client.pttl(index_of(store, "subject", "bob")) <= days + 60_000
+    assert store.revoke_where("subject", "bob") == 1
+    assert store.load(record.handle) is None
+
+
+def test_whatever_is_under_way_is_found_counted_and_revoked(store, monkeypatch):
+    monkeypatch.setattr("sessiontree.stores.redis.apart.BATCH", 20)
+    with without_numbers():
+        handles = [new(store, labels={"worker": "w"}).handle for _ in range(70)]
+    assert store.count("worker", "w") == 70
+    with without_numbers():
+        handles += [new(store, labels={"worker": "w"}).handle for _ in range(45)]
+    found = all_pages(lambda after, limit: store.find("worker", "w", after, limit), 30)
+    assert sorted(found) == sorted(handles)
+    assert set(found[:70]) == set(handles[:70]), "What was given its number first comes first."
+    with without_numbers():
+        handles += [new(store, labels={"worker": "w"}).handle for _ in range(45)]
+    assert store.revoke_where("worker", "w") == 160
+    assert store.scan().records == []
+
+
+def test_entries_under_way_of_one_moment_are_all_settled(store, client, monkeypatch):
+    """As many as one relabelling writes have one and the same number."""
+    handles = [new(store, labels={"worker": "1"}).handle for _ in range(90)]
+    assert store.count("worker", "1") == 90
+    with without_numbers(), pytest.MonkeyPatch.context() as patching:
+        patching.setattr(RedisStore, "_settle", lambda *_: None)
+        assert store.relabel("worker", "1", "2") == 90
+    assert len({score for _, score in client.zrange(index_of(store, "worker", "2"), 0, -1, withscores=True)}) == 1
+    monkeypatch.setattr("sessiontree.stores.redis.apart.BATCH", 20)
+    assert store.count("worker", "2") == 90
+    assert sorted(handles_of(store.find("worker", "2"))) == sorted(handles)
+
+
+def test_an_index_forgets_what_the_server_took_away_though_nobody_asks(store, client):
+    lasting = [new(store, labels={"subject": "bob"}).handle for _ in range(5)]
+    index = index_of(store, "subject", "bob")
+    sizes = []
+    for _ in range(400):
+        client.delete(store._key(new(store, labels={"subject": "bob"}).handle))
+        sizes.append(client.zcard(index))
+    assert max(sizes) < 80
+    assert handles_of(store.find("subject", "bob")) == lasting
+
+
+# -- nodes, each for itself -----------------------------------------------------------------------
+
+
+def port_of(client, key):
+    return client.nodes_manager.get_node_from_slot(client.keyslot(key)).port
+
+
+def test_a_node_that_forgot_the_scripts_needs_no_other_node(cluster, prefix, clock):
+    with RedisCluster(host="127.0.0.1", port=cluster.port, socket_timeout=0.5, require_full_coverage=False) as client:
+        store = RedisStore(client, prefix=prefix, clock=clock)
+        node = cluster.nodes[1]
+        records = [new(store) for _ in range(30)]
+        record = next(each for each in records if port_of(client, store._key(each.handle)) == node.port)
+        cluster.nodes[2].pause()
+        try:
+            valkey.asked(node.port, "SCRIPT FLUSH")
+            assert store.apply(record.handle, PROOF, Changes(proof=OTHER_PROOF)) == 2
+        finally:
+            cluster.nodes[2].go_on()
+            cluster.settle()
+        store.close()
+
+
+def calls_of(node, command):
+    with Redis(port=node.port) as plain:
+        return plain.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0)
+
+
+def test_revoking_by_label_asks_the_replicas_of_every_primary_though_nothing_is_found(cluster, prefix, clock):
+    """The last time may have revoked what lies on any of them, and was not confirmed."""
+    client = RedisCluster(host="127.0.0.1", port=cluster.port, socket_timeout=0.5)
+    store = RedisStore(client, prefix=prefix, clock=clock, wait_replicas=1)
+    before = [calls_of(node, "wait") for node in cluster.nodes]
+    with pytest.raises(StoreUnavailable, match="of 1 replicas"):
+        store.revoke_where("subject", "nobody")
+    for node, count in zip(cluster.nodes, before, strict=True):  # the first that does not confirm is enough to raise
+        assert any(calls_of(node, "wait") > count for _ in range(1000))
+    store.close()
+    client.close()
+
+
+@pytest.mark.parametrize("odd", ["", "a{b}c", "{", "}", "{}"])
+def test_each_primary_has_a_name_of_ours_for_itself_unless_all_that_is_ours_lies_on_one(store, client, prefix, odd):
+    names = store._link.spread(f"{prefix}{odd}:i:w".encode())
+    ports = [port_of(client, name) for name in names]
+    assert len(names) == len(set(ports)) == (1 if odd == "a{b}c" else 3)
+
+
+# -- who may do what ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rights(cluster):
+    """A function that gives a user the rights of the page, less some, on every node."""
+    page = (Path(__file__).resolve().parents[1] / "docs/redis.md").read_text()
+    [block] = re.findall(r"\n    ACL SETUSER shop (.*?)\n\n", page, re.DOTALL)
+
+    def give(*, without=()):
+        for node in cluster.nodes:
+            with Redis(port=node.port) as plain:
+                is_old = plain.info()["redis_version"].startswith("7.0")
+                left_out = [*without, "+client|setinfo"] if is_old else without
+                words = [word for word in block.split() if word not in left_out]
+                plain.execute_command("ACL", "SETUSER", "shop", "reset", *words)
+        return RedisCluster(host="127.0.0.1", port=cluster.port, username="shop", password="password", socket_timeout=1)
+
+    yield give
+    for node in cluster.nodes:
+        with Redis(port=node.port) as plain:
+            plain.execute_command("ACL", "DELUSER", "shop")
+
+
+def looked_at_on_the_move(cluster, store, client, record):
+    """Return what a look at the record gives while its slot is between two nodes."""
+    slot = client.keyslot(store._key(record.handle))
+    owner = port_of(client, store._key(record.handle))
+    source = next(node for node in cluster.nodes if node.port == owner)
+    target = next(node for node in cluster.nodes if node.port != owner)
+    steps = moving(cluster, slot, source, target)
+    next(steps)
+    try:
+        return store.load(record.handle)
+    finally:
+        for _ in steps:
+            pass
+
+
+def test_a_user_with_the_rights_of_the_page_can_do_all_on_a_cluster(cluster, rights, clock):
+    client = rights()
+    with closing(RedisStore(client, prefix="shop", clock=clock)) as store:
+        records = [new(store, labels={"subject": "bob"}) for _ in range(20)]
+        assert store.apply(records[0].handle, PROOF, Changes(labels={"worker": "1"}, adds={"n": 1})) == 2
+        assert handles_of(store.find("subject", "bob")) == [each.handle for each in records]
+        assert store.relabel("worker", "1", "2") == store.count("worker", "2") == 1
+        assert len(store.scan().records) == 20
+        assert store.sweep() == 0
+        assert looked_at_on_the_move(cluster, store, client, records[0]) is not None
+        assert store.revoke_where("subject", "bob") == 20
+    client.close()
+
+
+def test_a_user_who_may_not_ask_for_what_is_on_the_move_is_told_so(cluster, rights, clock):
+    client = rights(without=["+asking"])
+    with closing(RedisStore(client, prefix="shop", clock=clock)) as store:
+        record = new(store)
+        with pytest.raises(StoreUnavailable, match="'asking'"):
+            looked_at_on_the_move(cluster, store, client, record)
+        store.revoke(record.handle)
+    client.close()
 
 
 def test_a_sweep_goes_on_where_the_last_one_ended(store, clock, monkeypatch):

@@ -143,6 +143,30 @@ def test_the_index_itself_ends_a_day_after_what_it_names(store, client, clock):
     assert 9 * HOUR + day - 10_000 < client.pttl(store._due) <= 9 * HOUR + day
 
 
+@pytest.mark.parametrize("adds", [{}, {"huge": 1}], ids=["in the script", "in Python"])
+def test_the_index_does_not_end_before_a_record_that_was_prolonged(store, client, clock, adds):
+    day = 86_400_000
+    record = new(store, idle=clock.now() + HOUR, fields=b'{"huge":9007199254740993}')
+    store.apply(record.handle, PROOF, Changes(adds=adds, idle=clock.now() + 100 * HOUR))
+    assert 100 * HOUR + day - 10_000 < client.pttl(store._due) <= 100 * HOUR + day
+    store.apply(record.handle, PROOF, Changes(adds=adds, idle=FOREVER))
+    assert client.pttl(store._due) != -1
+
+
+@pytest.mark.parametrize("looks", ["sweep", "create"])
+def test_who_enters_a_record_anew_prolongs_the_index_too(store, client, clock, looks):
+    record = new(store, idle=clock.now() + HOUR)
+    store.apply(record.handle, PROOF, Changes(idle=clock.now() + 100 * HOUR))
+    client.pexpire(store._due, HOUR)
+    clock.advance(3 * 3600)
+    if looks == "sweep":
+        assert store.sweep() == 0
+    else:
+        new(store)
+    assert due(store, client) == {record.handle: clock.now() + 97 * HOUR}
+    assert client.pttl(store._due) > 97 * HOUR + 86_400_000 - 10_000
+
+
 def test_what_is_not_ours_and_what_a_newer_release_wrote_stays(store, client, clock):
     records = [new(store, idle=clock.now() + 1) for _ in range(3)]
     client.hset(store._key(records[0].handle), "h", b"\x02" + b"newer")

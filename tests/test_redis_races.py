@@ -91,7 +91,7 @@ def emptied(server, clock, scheduler=None, *, is_apart=False):
 
     def made():
         client.flushdb()
-        store._swept_to = ""
+        store._swept_to, store._entered = "", 0
         return store
 
     for script in (APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP, SWEEP):
@@ -206,8 +206,9 @@ def test_of_three_at_once_a_live_record_is_found_by_its_label(make_store, schedu
 
 
 @pytest.fixture
-def make_apart(server, scheduler, clock):
-    """A store that believes the indexes to lie elsewhere, as on a cluster."""
+def make_apart(server, scheduler, clock, monkeypatch):
+    """A store that believes the indexes to lie elsewhere, as on a cluster; each writer looks for what is lost."""
+    monkeypatch.setattr("sessiontree.stores.redis.apart.SELDOM", 1)
     with emptied(server, clock, scheduler, is_apart=True) as made:
         yield made
 
@@ -223,6 +224,17 @@ def test_on_a_cluster_too_a_live_record_is_found_by_its_label(make_apart, schedu
     if names.count("begin anew") == 2:
         pytest.skip("The second of them finds the handle taken, as it should.")
     told("cluster", names, scheduler.explore(labelled_at_once(make_apart, clock, names), MOST_PREEMPTIONS))
+
+
+LOSING = list(
+    combinations(LABELLING, 2) if SOAK > 1 else combinations(("begin anew", "bind", "find", "relabel back"), 2)
+)
+
+
+@pytest.mark.parametrize("names", LOSING, ids="-".join)
+def test_on_a_cluster_who_looks_for_what_is_lost_forgets_nothing_that_lives(make_apart, scheduler, clock, names):
+    scenarios = labelled_at_once(make_apart, clock, names, is_lost=True)
+    told("cluster", names, scheduler.explore(scenarios, MOST_PREEMPTIONS))
 
 
 # -- the tree -------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from redis.exceptions import TimeoutError as TimedOut
 
 from ...errors import StoreUnavailable
 from .link import Command, Link
-from .lua import Script
 
 __all__ = ["ClusterLink"]
 
@@ -31,6 +30,9 @@ HOPS: Final = 8
 
 PAUSE: Final = 0.02
 """How many seconds it waits while slots are on the move."""
+
+TRIES: Final = 1 << 18
+"""How many names are tried, to find one for each primary: sixteen for every slot."""
 
 _KEY_AT: Final = {b"EVALSHA": 3, b"EVAL": 3}
 """Where the key stands in a command, if not behind its name."""
@@ -100,10 +102,21 @@ class ClusterLink(Link):
                 answers[place] = self._asked_again(commands[place], reads=reads, replicas=replicas)
         return answers
 
-    def load(self, script: Script) -> None:
-        """Have every node know a script."""
-        for node in self._client.get_primaries():
-            self._link_to(node).load(script)
+    def spread(self, key: bytes) -> list[bytes]:
+        """Return names that begin like this one: one of each primary's keys, as far as one of its slots is met."""
+        if self._client.keyslot(key + b"0") == self._client.keyslot(key + b"1"):
+            return [key]  # the prefix has braces, so all that is ours lies in one slot
+        owners = {slot: nodes[0].name for slot, nodes in list(self._client.nodes_manager.slots_cache.items()) if nodes}
+        missing, names = set(owners.values()), list[bytes]()
+        for number in range(TRIES):
+            name = key + b"%d" % number
+            owner = owners.get(self._client.keyslot(name))
+            if owner in missing:
+                missing.remove(owner)
+                names.append(name)
+                if not missing:
+                    break
+        return names
 
     def scan(self, cursor: str, pattern: bytes, size: int) -> tuple[str | None, list[bytes]]:
         """Return where the next batch of names begins, and the names of one batch: node after node, in their order."""
@@ -164,7 +177,8 @@ def _asked(link: Link, command: Command, *, reads: bool, replicas: int, is_askin
     if not (is_asking or replicas):
         return link.ask(command, reads=reads)
     commands = [(b"ASKING",), command] if is_asking else [command]
-    *_, answer = link.ask_many(commands, reads=reads, replicas=replicas)
-    if isinstance(answer, ResponseError):
-        raise answer
-    return answer
+    answers = link.ask_many(commands, reads=reads, replicas=replicas)
+    for answer in answers:
+        if isinstance(answer, ResponseError):  # of ASKING too: without it, the command is answered with a way back
+            raise answer
+    return answers[-1]

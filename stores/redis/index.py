@@ -2,8 +2,9 @@
 
 A number is drawn when the label is given, in the same step, so whoever pages meets each record once, and what is
 labelled meanwhile comes at the end. An entry may outlive its record, which the server takes away by itself: so what is
-found is checked, and entries that are wrong leave the set if they still have the number that was seen. A set goes when
-the last record in it must have ended; that is decided by the deadline which never moves.
+found is checked, and entries that are wrong leave the set if they still have the number that was seen; and who enters
+one looks whether a few others still have their records. A set goes when the last record in it must have ended: whoever
+prolongs a record prolongs its sets. On a cluster, where they lie elsewhere, the deadline that never moves decides.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,7 @@ class RedisIndex(RedisApart):
         have left nothing to revoke.
         """
         self._link.check_open()
-        live, has_written = 0, not self._replicas
+        live, has_written = 0, False
         for entries in self._entries(label, value, 0):
             pair = pair_of(label, value)
             try:
@@ -101,8 +102,9 @@ class RedisIndex(RedisApart):
             has_written = has_written or any(answer is not None for answer in answers)
             gone = [entry for entry, answer in zip(entries, answers, strict=True) if not (answer and answer[0])]
             self._forget(label, value, gone)
-        if not has_written:
-            self._link.run_many(REVOKE, [(self._index + ANYWAY, self._inline, b"", ANYWAY)], self._replicas)
+        if self._replicas and (self._link.is_apart or not has_written):
+            names = self._link.spread(self._index + ANYWAY)  # what was written says nothing of other nodes
+            self._link.run_many(REVOKE, [(name, self._inline, b"", ANYWAY) for name in names], self._replicas)
         return live
 
     # -- within ----------------------------------------------------------------------------
@@ -140,7 +142,8 @@ class RedisIndex(RedisApart):
     def _relabel(self, records: Sequence[Record], label: str, old: str, new: str) -> int:
         """Relabel one batch in one send, and then one by one what was changed meanwhile."""
         calls = [self._relabelling(record, label, old, new) for record in records]
-        with self._entering([record.handle for record in records], [pair_of(label, new)]) as entered:
+        until = max((record.absolute for record in records), default=0)
+        with self._entering([record.handle for record in records], [pair_of(label, new)], until) as entered:
             answers = self._link.run_many(APPLY, calls)
             for record, answer in zip(records, answers, strict=True):
                 if answer.__class__ is list:
@@ -155,7 +158,7 @@ class RedisIndex(RedisApart):
             records = self._live([handle])
             if not records or records[0].label.get(label) != old:
                 return False
-            with self._entering([handle], [pair_of(label, new)]) as entered:
+            with self._entering([handle], [pair_of(label, new)], records[0].absolute) as entered:
                 answer = self._link.run(APPLY, *self._relabelling(records[0], label, old, new))
                 if answer.__class__ is list:
                     entered(handle, answer)

@@ -14,7 +14,7 @@ from .link import Link
 from .record import record_of
 from .scripts import REMOVE
 
-__all__ = ["RedisKeys", "bytes_of", "ends_of", "seen_of", "text_of"]
+__all__ = ["RedisKeys", "absolute_of", "bytes_of", "ends_of", "handles_in", "seen_of", "text_of"]
 
 _SEEN: Final = Struct(">17xq88x")
 _ENDS: Final = Struct(">49xqqq40x")
@@ -42,9 +42,6 @@ class RedisKeys(Announcing):
     def _key(self, handle: str) -> bytes:
         """Return the name of a session's hash; the braces keep what is one session's in one slot of a cluster."""
         return b"%b%b}" % (self._before, bytes_of(handle))
-
-    def _handle(self, key: bytes) -> str:
-        return text_of(key[len(self._before) : -1])
 
     def _pattern(self) -> bytes:
         """Return what a SCAN finds our sessions by, with each sign that means something there escaped."""
@@ -82,9 +79,26 @@ def ends_of(head: Any) -> int:
     return int(min(absolute, own, idle))
 
 
+def absolute_of(head: Any) -> int:
+    """Return the deadline in a head that never moves, 0 for what is none."""
+    try:
+        return int(_ENDS.unpack_from(head)[0])
+    except (struct_error, TypeError):
+        return 0
+
+
 def seen_of(head: bytes) -> int:
     """Return when a session was last seen; what is no head is not swept."""
     return int(_SEEN.unpack_from(head)[0]) if len(head) >= _SEEN.size else FOREVER
+
+
+def handles_in(names: Iterable[bytes], before: bytes) -> list[str]:
+    """Return the handles in names that begin so; a name that is no text is not ours."""
+    handles = list[str]()
+    for name in names:
+        with suppress(UnicodeDecodeError):
+            handles.append(text_of(name[len(before) : -1]))
+    return handles
 
 
 def text_of(raw: bytes) -> str:

@@ -3,7 +3,8 @@
 redis-py's commands and its pool cost as much as the server's answer, and its ``Connection`` next to nothing. So the
 connections are made as the client's pool makes them, with its credentials, TLS and retries while connecting, and lie in
 a pool of our own. One is used by one verb at a time. After a failure it is closed: half an answer is never read by
-the next verb.
+the next verb. A server that says it is a replica was the primary before a failover, and its address may lead to the new
+one by now: all connections are made anew then.
 
 What only reads is asked once more if the server closed the connection. What writes is not, for nobody knows whether
 the server has done it; instead it is looked first whether the connection still stands, so a restarted server costs
@@ -19,7 +20,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from redis.exceptions import ConnectionError as Disconnected
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
 from ...errors import StoreUnavailable, UsageError
@@ -34,25 +35,25 @@ BATCH: Final = 500
 """How many commands are sent at once at most."""
 
 _ADVICE: Final = (
-    ("NOAUTH AuthenticationError", "refuses the password: put the right one into the URL"),
-    ("NOPERM NoPermissionError", "does not let this user do that: docs/redis.md says which rights it needs"),
-    ("OOM OutOfMemoryError", "has no memory left: give it more, or let it evict"),
-    ("READONLY ReadOnlyError", "is a replica, which cannot be written: use the address of the primary"),
-    ("MASTERDOWN MasterDownError", "is a replica without a primary: use the address of the primary"),
-    ("LOADING BusyLoadingError", "is still reading its data: try again"),
-    ("MOVED MovedError CrossSlot", "is one node of a cluster: pass a redis.cluster.RedisCluster"),
-    ("CLUSTERDOWN ClusterDownError TryAgainError", "is a cluster that lacks a node: try again"),
+    ("NOAUTH|AuthenticationError", "refuses the password: put the right one into the URL"),
+    ("NOPERM|NoPermissionError", "does not let this user do that: docs/redis.md says which rights it needs"),
+    ("OOM|OutOfMemoryError", "has no memory left: give it more"),
+    ("READONLY|ReadOnlyError", "is a replica, which cannot be written: use the address of the primary"),
+    ("MASTERDOWN|MasterDownError", "is a replica without a primary: use the address of the primary"),
+    ("LOADING|BusyLoadingError", "is still reading its data: try again"),
+    ("MOVED|MovedError|CrossSlot", "is one node of a cluster: pass a redis.cluster.RedisCluster"),
+    ("CLUSTERDOWN|ClusterDownError|TryAgainError", "is a cluster that lacks a node: try again"),
     ("MISCONF", "cannot save to its disk: look at its log"),
     ("NOREPLICAS", "has too few replicas to accept writes: look at them"),
     ("WRONGTYPE", "has something else under a name of ours: use a prefix of your own"),
-    ("unknown", "lacks a command: this needs Redis 6.2 or Valkey, and scripts"),
+    ("unknown command|Unknown Redis command", "lacks a command: this needs Redis 6.2 or Valkey, and scripts"),
 )
 
 
 def ours(error: Exception, name: str) -> StoreUnavailable:
     """Return what a failure of the driver is to our callers."""
     text = f"{type(error).__name__}: {error}"
-    known = (advice for signs, advice in _ADVICE if any(sign in text for sign in signs.split()))
+    known = (advice for signs, advice in _ADVICE if any(sign in text for sign in signs.split("|")))
     unknown = "refused a command" if isinstance(error, ResponseError) else "did not answer"
     advice = "did not answer in time" if isinstance(error, TimedOut) else next(known, unknown)
     return StoreUnavailable(f"The session store at {name} {advice} ({text}).")
@@ -96,11 +97,12 @@ def made_connection(pool: Any, timeout: float) -> Any:
 class Line:
     """One connection, and whether it still stands."""
 
-    __slots__ = ("_is_ready", "_watched", "connection")
+    __slots__ = ("_is_ready", "_watched", "connection", "era")
 
-    def __init__(self, connection: Any) -> None:
-        """Take a connection, connected or not."""
+    def __init__(self, connection: Any, era: object) -> None:
+        """Take a connection, connected or not, that is right for as long as its link's era lasts."""
         self.connection = connection
+        self.era = era
         self._watched: Any = None
         self._is_ready: Any = None
 
@@ -141,6 +143,8 @@ class Link:
         self._inherited: deque[Line] = deque()
         self._has_forked = False
         self._closed = False
+        self._era = object()
+        """What the connections share that are not to be made anew before they are used again."""
         self.at_begin: Callable[[], object] | None = None
         """What is called when a forked process first uses the link."""
         self.name = _name_of(pool)
@@ -185,12 +189,16 @@ class Link:
                 connection.connect()
                 connection.send_packed_command(sent)
                 answer = connection.read_response(disable_decoding=True)
-        except ResponseError:
+        except ResponseError as error:
+            if _is_demoted(error):
+                self._begin_era()
             self._put(line)
             raise
         except BaseException:
             self.drop(line)
             raise
+        if line.era is not self._era:
+            self._reset(line)
         self._idle.append(line)
         if self._closed:
             self.close()
@@ -213,7 +221,15 @@ class Link:
         return answers
 
     def run_many(self, script: Script, calls: Sequence[tuple[Any, ...]], replicas: int = 0) -> list[Any]:
-        """Return the answers of a script, called with each of these keys and their arguments.
+        """Return the answers of a script, called with each of these keys and their arguments; raise what any means."""
+        answers = self.try_many(script, calls, replicas)
+        for answer in answers:
+            if isinstance(answer, StoreUnavailable):
+                raise answer
+        return answers
+
+    def try_many(self, script: Script, calls: Sequence[tuple[Any, ...]], replicas: int = 0) -> list[Any]:
+        """Return the answers of a script as ``run_many`` does, with what it would raise of one in that one's place.
 
         If so many replicas do not confirm in time what it wrote, that is StoreUnavailable, though it is written.
         """
@@ -221,20 +237,20 @@ class Link:
         answers = self._in_batches(commands, reads=False, replicas=replicas)
         missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missed:
-            self.load(script)
-            again = self._in_batches([commands[place] for place in missed], reads=False, replicas=replicas)
+            # As many texts, but to those servers alone that have the keys: another one may be away.
+            texts = [(b"EVAL", script.text, *commands[place][2:]) for place in missed]
+            again = self._in_batches(texts, reads=False, replicas=replicas)
             for place, answer in zip(missed, again, strict=True):
                 answers[place] = answer
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise ours(answer, self.name) from answer
-        return answers
+        return [self._refusal(each) if isinstance(each, ResponseError) else each for each in answers]
 
-    def load(self, script: Script) -> None:
-        """Have the server know a script."""
-        self.read(b"SCRIPT", b"LOAD", script.text)
+    def spread(self, key: bytes) -> list[bytes]:
+        """Return names that begin like this one: one of each primary's keys."""
+        return [key]
 
     def _in_batches(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> list[Any]:
+        if not commands:
+            self.check_open()
         answers: list[Any] = []
         for start in range(0, len(commands), BATCH):
             chunk = commands[start : start + BATCH]
@@ -280,6 +296,8 @@ class Link:
         except BaseException:
             self.drop(line)
             raise
+        if any(map(_is_demoted, answers)):
+            self._begin_era()
         self._put(line)
         if replicas:
             confirmed = answers.pop()
@@ -296,6 +314,11 @@ class Link:
         """Raise what the error is to our callers; something else under a name of ours is no record, and no error."""
         if not str(error).startswith("WRONGTYPE"):
             raise ours(error, self.name) from error
+
+    def _refusal(self, error: ResponseError) -> StoreUnavailable:
+        refusal = ours(error, self.name)
+        refusal.__cause__ = error
+        return refusal
 
     def _check_replicas(self, confirmed: Any, wanted: int) -> None:
         if isinstance(confirmed, ResponseError):
@@ -320,7 +343,7 @@ class Link:
             self._begin()
             with suppress(IndexError):
                 return self._idle.pop()
-        return Line(made_connection(self._pool, self.timeout))
+        return Line(made_connection(self._pool, self.timeout), self._era)
 
     def _begin(self) -> None:
         """Take over what a forked process inherited, now that it uses the link."""
@@ -329,7 +352,23 @@ class Link:
         if self.at_begin is not None:
             self.at_begin()
 
+    def _begin_era(self) -> None:
+        """Have every connection made anew: the idle ones are closed now, those in use when they are put back."""
+        self._era, idle = object(), list[Line]()
+        with suppress(IndexError):
+            while True:
+                idle.append(self._idle.pop())
+        for line in idle:
+            self._put(line)
+
+    def _reset(self, line: Line) -> None:
+        """Close a connection that may lead to the wrong server; it is made anew when it is used."""
+        line.connection.disconnect()
+        line.era = self._era
+
     def _put(self, line: Line) -> None:
+        if line.era is not self._era:
+            self._reset(line)
         self._idle.append(line)
         if self._closed:
             self.close()
@@ -352,6 +391,13 @@ class Link:
         self._inherited, self._idle = deque([*self._inherited, *self._idle]), deque()
         for line in self._inherited:
             line.connection.disconnect()
+
+
+def _is_demoted(answer: Any) -> bool:
+    """Tell whether a server answers that it is a replica; of a command in a script only the text says so, in 6.2."""
+    if not isinstance(answer, ResponseError):
+        return False
+    return isinstance(answer, ReadOnlyError | MasterDownError) or "READONLY" in str(answer)
 
 
 def _has_written(answer: Any) -> bool:

@@ -39,27 +39,47 @@ local function index_of(pair)
   return index .. redis.sha1hex(pair)
 end
 
+local function handle_of(key)
+  return string.sub(key, #index, -2)
+end
+
+local function key_of(handle)
+  return string.sub(index, 1, -3) .. '{' .. handle .. '}'
+end
+
+-- An index lives as long as what it names, and longer once somebody had it so: `kept` is what PTTL said of it before.
+local function keep(key, left, kept)
+  if left >= 2^52 then
+    redis.call('PERSIST', key)
+  elseif kept ~= -1 and left > kept then
+    redis.call('PEXPIRE', key, string.format('%.0f', left))
+  end
+end
+
 local function leave(key, handle)
   if redis.call('ZREM', key, handle) == 1 and redis.call('ZCARD', key) == 1 then
     redis.call('DEL', key)
   end
 end
 
+-- What the server removed by itself is forgotten by the entries to come, which look at two each. They look anywhere:
+-- behind old sessions that live on, too. So an index has hardly more entries of dead records than of live ones.
+local function tidy(key)
+  for _, handle in ipairs(redis.call('ZRANDMEMBER', key, 2)) do
+    if handle ~= LAST and redis.call('EXISTS', key_of(handle)) == 0 then redis.call('ZREM', key, handle) end
+  end
+end
+
 local function enter(key, handle, left)
-  local last, kept = redis.call('ZSCORE', key, LAST), 0
-  if last then
-    last, kept = tonumber(last), redis.call('PTTL', key)
-  else
+  local last, kept = tonumber(redis.call('ZSCORE', key, LAST) or nil), redis.call('PTTL', key)
+  if not last then
     local time = redis.call('TIME')
     last = time[1] * 1000000 + time[2]
   end
   local number = string.format('%.0f', last + 1)
   redis.call('ZADD', key, number, LAST, number, handle)
-  if left >= 2^52 then
-    redis.call('PERSIST', key)
-  elseif kept ~= -1 and left + 60000 > kept then
-    redis.call('PEXPIRE', key, string.format('%.0f', math.max(left, 0) + 60000))
-  end
+  keep(key, math.max(left, 0) + 60000, kept)
+  if index ~= '' then tidy(key) end
 end
 
 local function has(labels, pair)
@@ -92,25 +112,31 @@ end
 
 # One more index says when to look whether a record has expired: at its deadline of when it was entered. That may have
 # moved on since, so whoever looks enters it anew; a deadline that comes nearer enters it at once. What the server
-# removes by itself is forgotten by the records to come, two for each, so the index never outgrows what lives.
+# removes by itself is forgotten by the records to come, two for each, so the index never outgrows what lives. It ends a
+# day after the last that it names.
 DUE: Final = r"""
-local function handle_of(key)
-  return string.sub(key, #index, -2)
-end
-
-local function key_of(handle)
-  return string.sub(index, 1, -3) .. '{' .. handle .. '}'
-end
+local DAY = 86400000
 
 local function plan(handle, ends, now)
   if index == '' then return end
-  if ends - now >= 2^52 then
-    redis.call('ZREM', index .. 'due', handle)
-    return
+  local due = index .. 'due'
+  local kept = redis.call('PTTL', due)
+  if ends - now < 2^52 and type(redis.pcall('ZADD', due, string.format('%.0f', ends), handle)) ~= 'table' then
+    keep(due, math.max(ends - now, 0) + DAY, kept)
+  else -- it never ends; or there is no memory: nothing is entered then, and the server's own expiry is enough
+    redis.call('ZREM', due, handle)
   end
-  local kept, wanted = redis.call('PTTL', index .. 'due'), math.max(ends - now, 0) + 86400000
-  redis.call('ZADD', index .. 'due', string.format('%.0f', ends), handle)
-  if wanted > kept then redis.call('PEXPIRE', index .. 'due', string.format('%.0f', wanted)) end
+end
+
+-- Has the indexes that name a record live as long as it may live now.
+local function prolong(labels, left)
+  if index == '' then return end
+  left = math.max(left, 0)
+  for pair in string.gmatch(labels, '[^\n]+') do
+    local key = index_of(pair)
+    keep(key, left + 60000, redis.call('PTTL', key))
+  end
+  if left < 2^52 then keep(index .. 'due', left + DAY, redis.call('PTTL', index .. 'due')) end
 end
 
 local function erase(key, labels)
@@ -134,8 +160,10 @@ local function overdue(before, most)
     end
     if ends and ends < before then
       over[#over + 1] = handle
-    elseif not ends or type(redis.pcall('ZADD', due, string.format('%.0f', ends), handle)) == 'table' then
-      redis.call('ZREM', due, handle) -- without memory nothing is entered, and the server's own expiry is enough
+    elseif ends then
+      plan(handle, ends, before)
+    else
+      redis.call('ZREM', due, handle)
     end
   end
   return #found, over

@@ -11,16 +11,14 @@ import orjson
 from ...clock import Duration, milliseconds
 from ...records import FORM, Page, Record
 from ..protocol import PAGE, SWEEP_MARGIN_MS
-from .keys import RedisKeys, ends_of, seen_of, text_of
+from .keys import RedisKeys, ends_of, handles_in, seen_of, text_of
+from .link import BATCH
 from .scripts import REAP, SWEEP
 
 __all__ = ["RedisScan"]
 
 SMALLEST: Final = 10
 """How many names one SCAN is asked for at least."""
-
-BATCH: Final = 500
-"""How many names a sweep looks at in one send."""
 
 STEP: Final = 100
 """How many records one step of the server removes at most: so long it answers nobody else."""
@@ -120,7 +118,7 @@ class RedisScan(RedisKeys):
     def _scanned(self, cursor: str, size: int) -> tuple[str | None, list[str]]:
         """Return where the next batch begins, None if this was the last, and the handles of one batch."""
         following, keys = self._link.scan(cursor, self._pattern(), size)
-        return following, [self._handle(key) for key in dict.fromkeys(keys)]
+        return following, handles_in(dict.fromkeys(keys), self._before)
 
 
 def _place_of(after: str | None) -> tuple[str | None, list[str]]:

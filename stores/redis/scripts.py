@@ -1,9 +1,12 @@
-"""The scripts of a RedisStore. Each is one step for the server, and touches one session.
+"""The scripts of a RedisStore. Each is one step for the server, and changes one session, but for ``SWEEP``.
+
+What gives a label or creates a session looks whether a few others are still there, so that the indexes forget those
+which the server took away by itself.
 
 Numbers in Lua are doubles: times before ``EXACT`` are exact, later deadlines only ever compared with such a time, and
 what is not exact is answered ``SLOW``, for Python to do. Texts are compared for equality alone, since their order is
 the locale's. On a single server the scripts keep the indexes too, in the same step; on a cluster the store does what it
-can of that (``redis_apart``).
+can of that (``apart``).
 """
 
 from typing import Final
@@ -64,7 +67,7 @@ local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
 local handle, ends = handle_of(KEYS[1]), math.min(absolute, own, idle)
 expire(KEYS[1], ends - now)
 reindex(handle, before, '', 0)
-reindex(handle, '', labels, absolute - now)
+reindex(handle, '', labels, ends - now)
 plan(handle, ends, now)
 if index ~= '' then overdue(now - 120000, 2) end
 return before
@@ -233,16 +236,22 @@ redis.call('HSET', KEYS[1], unpack(write))
 if deletes > 0 then
   redis.call('HDEL', KEYS[1], unpack(ARGV, 3 + expects + sets, 2 + expects + sets + deletes))
 end
-if flags % 4 > 0 then
-  local ended = math.min(absolute, own, idle)
+local ended, ends = math.min(absolute, own, idle), nil
+if labels > 0 or flags % 4 > 0 then
   own, idle = struct.unpack('>i8i8', own8 .. idle8)
-  local ends = math.min(absolute, own, idle)
+  ends = math.min(absolute, own, idle)
+end
+if flags % 4 > 0 then
   expire(KEYS[1], ends - now)
-  if ends < ended then plan(handle_of(KEYS[1]), ends, now) end
+  if ends < ended then
+    plan(handle_of(KEYS[1]), ends, now)
+  elseif index ~= '' then
+    prolong(redis.call('HGET', KEYS[1], 'l') or '', ends - now)
+  end
 end
 if labels > 0 then
   if after == '' then redis.call('HDEL', KEYS[1], 'l') end
-  reindex(handle_of(KEYS[1]), before, after, absolute - now)
+  reindex(handle_of(KEYS[1]), before, after, ends - now)
 end
 if labels > 0 or adds > 0 then
   return {version, before, after, string.format('%.0f', absolute - now), unpack(sums)}
@@ -277,7 +286,8 @@ if labels == '' then redis.call('HDEL', KEYS[1], 'l') else redis.call('HSET', KE
 local absolute, own, idle = struct.unpack('>i8i8i8', ARGV[3], 50)
 local handle, ends = handle_of(KEYS[1]), math.min(absolute, own, idle)
 expire(KEYS[1], ends - now)
-reindex(handle, before, labels, absolute - now)
+reindex(handle, before, labels, ends - now)
+prolong(labels, ends - now)
 plan(handle, ends, now)
 return 1
 """,
@@ -318,16 +328,20 @@ return 1
 """handles and their numbers in turn: those that still have it leave the index."""
 
 PEND: Final = Script(
-    r"""
-local time, was_there = redis.call('TIME'), redis.call('EXISTS', KEYS[1]) == 1
+    "local index = ''",
+    INDEX,
+    """
+local time, kept = redis.call('TIME'), redis.call('PTTL', KEYS[1])
 local at = string.format('%.0f', -(time[1] * 1000000 + time[2]))
-for i = 1, #ARGV do redis.call('ZADD', KEYS[1], at, ARGV[i]) end
-local kept = redis.call('PTTL', KEYS[1])
-if not was_there or (kept ~= -1 and kept < 86400000) then redis.call('PEXPIRE', KEYS[1], 86400000) end
-return redis.call('ZSCORE', KEYS[1], '\255') or '0'
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], at, ARGV[i]) end
+keep(KEYS[1], math.max(tonumber(ARGV[1]), 0) + 60000, kept)
+return redis.call('ZSCORE', KEYS[1], LAST) or '0'
 """,
 )
-"""names of entries to come -> the last number drawn. Their own numbers are negative: since when they are under way."""
+"""how long the records may live, names of entries to come -> the last number drawn.
+
+Their own numbers are negative: since when they are under way.
+"""
 
 NUMBER: Final = Script(
     "local index = ''",

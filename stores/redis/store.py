@@ -12,11 +12,12 @@ from contextlib import suppress
 from threading import Event
 from typing import Any, Final
 
-from redis import Redis
+from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from ...clock import Clock, SystemClock
+from ...clock import Clock, Duration, SystemClock, milliseconds
 from ...errors import ConfigError, Conflict, NotImplementedByStore, SessionError, StoreUnavailable
 from ...records import LARGEST, Changes, Record, Version, changed, check_size, gone
 from ..announcing import OnChange, Stop
@@ -38,6 +39,10 @@ PAUSE: Final = 0.0005
 """How many seconds it waits then at most, at first; that doubles up to 32 times as long."""
 
 
+LONGEST_MS: Final = 86_400_000
+"""The longest timeout: a day. Timers of operating systems end after 24."""
+
+
 class RedisStore(RedisIndex, RedisScan):
     """Keeps records on a Redis or Valkey server, under names that begin with a prefix."""
 
@@ -45,15 +50,15 @@ class RedisStore(RedisIndex, RedisScan):
 
     def __init__(  # noqa: PLR0913 - settings, each with its default
         self,
-        client: Any,
+        client: Redis | RedisCluster,
         *,
         prefix: str = "sessiontree",
         clock: Clock | None = None,
         largest: int = LARGEST,
-        timeout: float = 0.5,
+        timeout: Duration = 0.5,
         wait_replicas: int = 0,
     ) -> None:
-        """Use this client's connections; ``timeout`` in seconds is for a client that waits for ever.
+        """Use this client's connections; ``timeout``, a day at most, is for a client that waits for ever.
 
         A revocation and a new proof wait until ``wait_replicas`` replicas have it, at most half of the timeout;
         if they have not then, that is StoreUnavailable, though it is done on the primary. Nothing is sent before the
@@ -61,24 +66,21 @@ class RedisStore(RedisIndex, RedisScan):
         """
         if isinstance(wait_replicas, bool) or not isinstance(wait_replicas, int) or wait_replicas < 0:
             raise ConfigError(f"wait_replicas is a number of replicas, not {wait_replicas!r}: pass for example 1.")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            raise ConfigError(f"A RedisStore waits for a number of seconds, not {timeout!r}: pass for example 0.5.")
         if not isinstance(prefix, str) or not prefix:
             raise ConfigError(f"The prefix of a RedisStore is a text, not {prefix!r}: pass for example 'sessiontree'.")
-        super().__init__(_linked(client, timeout), prefix, clock or SystemClock())
+        super().__init__(_linked(client, _seconds(timeout)), prefix, clock or SystemClock())
         self.largest = largest
         self._replicas = wait_replicas
         self._anyway = (ANYWAY,) if wait_replicas else ()
-        self._client = client
+        self._client: Any = client
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float = 0.5, **settings: Any) -> "RedisStore":
+    def from_url(cls, url: str, *, timeout: Duration = 0.5, **settings: Any) -> "RedisStore":
         """Return a store on the server of this URL: ``redis://``, ``rediss://`` for TLS, or ``unix://``."""
+        wait = _seconds(timeout)
         try:
-            client = Redis.from_url(
-                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 1)
-            )
-        except (ValueError, TypeError) as error:
+            client = Redis.from_url(url, socket_timeout=wait, socket_connect_timeout=wait, retry=Retry(NoBackoff(), 1))
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"This is no URL of a Redis server: {error}.") from error
         return cls(client, timeout=timeout, **settings)
 
@@ -117,7 +119,9 @@ class RedisStore(RedisIndex, RedisScan):
         try:
             now = self._now()
             key, arguments = self._key(record.handle), (self._inline, now, new.head, new.labels, *new.items())
-            with self._entering([record.handle], new.labels.split(b"\n") if new.labels else ()) as entered:
+            with self._entering(
+                [record.handle], new.labels.split(b"\n") if new.labels else (), record.absolute
+            ) as entered:
                 answer = self._link.run(CREATE, key, *arguments)
                 if answer is not None:
                     entered(record.handle, (1, b"", new.labels, record.absolute - now))
@@ -153,8 +157,11 @@ class RedisStore(RedisIndex, RedisScan):
             return [_outcome(self.apply, *write) for write in writes]
         calls = [(self._key(each), self._inline, *(more or ())) for each, more in zip(handles, asked, strict=True)]
         try:
-            answers = self._link.run_many(APPLY, calls)
-            return [_outcome(self._told, answer, *write) for answer, write in zip(answers, writes, strict=True)]
+            answers = self._link.try_many(APPLY, calls)
+            return [
+                answer if isinstance(answer, StoreUnavailable) else _outcome(self._told, answer, *write)
+                for answer, write in zip(answers, writes, strict=True)
+            ]
         finally:
             self.announce_all(handles)
 
@@ -207,7 +214,7 @@ class RedisStore(RedisIndex, RedisScan):
     def _applied(self, handle: str, changes: Changes, arguments: Sequence[Any]) -> Any:
         """Return the script's answer to what is more than data: labels, which are entered, and a new proof."""
         call = (self._key(handle), self._inline, *arguments)
-        with self._entering([handle], _pairs_of(changes)) as entered:
+        with self._entering([handle], _pairs_of(changes), None) as entered:
             [answer] = self._link.run_many(APPLY, [call], self._replicas if changes.proof is not None else 0)
             if answer.__class__ is list:
                 entered(handle, answer)
@@ -245,7 +252,7 @@ class RedisStore(RedisIndex, RedisScan):
         call = (self._key(record.handle), self._inline, head, new.head, now, new.labels, len(names), *names, *written)
         replicas = self._replicas if after.proof is not record.proof else 0
         given = [pair for pair in new.labels.split(b"\n") if pair and pair not in old.labels.split(b"\n")]
-        with self._entering([record.handle], given) as entered:
+        with self._entering([record.handle], given, record.absolute) as entered:
             [answer] = self._link.run_many(SWAP, [call], replicas)
             if answer:
                 entered(record.handle, (1, old.labels, new.labels, record.absolute - now))
@@ -260,18 +267,34 @@ class RedisStore(RedisIndex, RedisScan):
 
 
 def _linked(client: Any, timeout: float) -> Link:
-    """Return the link to a client's server, or to its cluster."""
-    if hasattr(client, "nodes_manager"):
+    """Return the link to a client's server, or to its cluster; raise ConfigError for what is neither."""
+    if isinstance(client, RedisCluster):
         from .cluster import ClusterLink  # noqa: PLC0415 - for those alone who have one
 
         return ClusterLink(client, timeout)
+    if not isinstance(client, Redis):
+        kind = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise ConfigError(
+            f"A RedisStore takes a redis.Redis or a redis.cluster.RedisCluster, not {kind}: pass one of these, "
+            "or take RedisStore.from_url(url)."
+        )
     return Link(client.connection_pool, timeout)
 
 
+def _seconds(timeout: Duration) -> float:
+    wait = milliseconds(timeout)
+    if not 0 < wait <= LONGEST_MS:
+        raise ConfigError(f"A RedisStore waits for some time and at most a day, not {timeout!r}: pass for example 0.5.")
+    return wait / 1000
+
+
 def _outcome(verb: Callable[..., Version], *arguments: Any) -> Version | Exception:
+    """Return what a verb returns or would raise; it raises what leaves open what was done."""
     try:
         return verb(*arguments)
-    except StoreUnavailable:
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, ResponseError):  # the server refused it
+            return error
         raise
     except (SessionError, TypeError) as error:
         return error

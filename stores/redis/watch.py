@@ -17,7 +17,7 @@ from weakref import WeakSet, ref
 from redis.exceptions import RedisError
 
 from ..announcing import Announcing, OnChange, Stop
-from .keys import text_of
+from .keys import handles_in
 from .link import made_connection, ours
 
 __all__ = ["LONGEST", "PATIENCE", "Feed"]
@@ -139,10 +139,7 @@ class Feed(Announcing):
         message = connection.read_response(disable_decoding=True)
         if message[0] != b"message":
             return []
-        return [None] if message[2] is None else list(map(self._handle_of, message[2]))
-
-    def _handle_of(self, key: bytes) -> str:
-        return text_of(key[len(self._prefix) : -1])
+        return [None] if message[2] is None else [*handles_in(message[2], self._prefix)]
 
     def _lose(self, error: BaseException, failures: int) -> None:
         """Say once that the feed is lost, and rest before the next try."""
