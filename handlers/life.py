@@ -17,6 +17,7 @@ from .context import (
     MERGED,
     ORPHANED,
     REVOKED,
+    TOUCHED,
     UNSURE,
     UNTOLD,
 )  # fmt: skip
@@ -130,7 +131,9 @@ class Life(Looking):
         # for what is over.
         due = ends - idle + interval <= now or self._is_shortened(now, idle, interval)
         if due and now < self._ends_at():
+            is_asked = self._changes & IDENTITY and not self._changes & TOUCHED
             self._move(idle=now + idle)
+            self._changes |= 0 if is_asked else TOUCHED
 
     def _is_shortened(self, now: int, idle: int, interval: int) -> bool:
         """Tell whether the timeout was longer at the last touch, by more than clocks may differ."""

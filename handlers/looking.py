@@ -29,6 +29,7 @@ from .context import (
     MERGED,
     ORPHANED,
     REVOKED,
+    TOUCHED,
     UNSEEN,
     UNSURE,
     UNTOLD,
@@ -233,6 +234,8 @@ class Looking:
 
     def _change(self, what: int) -> None:
         """Note what the client's token lacks."""
+        if what & IDENTITY:
+            self._changes &= ~TOUCHED
         self._changes |= what
         self._context.changed = True
 

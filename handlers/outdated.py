@@ -53,8 +53,13 @@ class RenewableSession(Session):
 
     def _check_unchanged(self, *, failed: bool) -> None:
         """Raise what a write would have raised if a value was changed in place that can only be read."""
-        if not failed and self._exposed is not None and self._changed_in_place(self._exposed):
-            self._check_current()
+        if failed or self._exposed is None:
+            return
+        loads = self.handler.fields.loads
+        for key, before in self._exposed.items():
+            # A serializer of the user's may write the same in other bytes.
+            if self._changed_in_place({key: before}) and (before is None or loads(before) != self._data[key]):
+                self._check_current()
 
     def _be_there(self) -> None:
         """Begin nothing beneath an id that was renewed away."""

@@ -5,6 +5,7 @@ token's own deadline; a look costs one lookup for the whole chain. All data stil
 """
 
 from collections.abc import Iterator
+from hmac import compare_digest
 from typing import Final
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
@@ -14,7 +15,7 @@ from .caching import Wanted
 from .carried import CarriedSession
 from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, UNSEEN
 from .events import asked, emit
-from .ids import REVOKED_SESSION, handle_text, named_handle, revoked_mark
+from .ids import REVOKED_SESSION, handle_text, named_handle, proof_of, revoked_mark
 from .loading import Batch
 from .outdated import OVERLAP_MS, RenewableSession
 from .token import Identity
@@ -24,7 +25,7 @@ __all__ = ["RevocableSession", "marks_of"]
 _REVOKED: Final = REVOKED_SESSION
 _RENEWED: Final = b"renewed id"
 _NOBODYS: Final = bytes(PROOF_BYTES)
-"""The proof of a mark: nobody writes to one."""
+"""The proof of a mark: nobody writes to one. That of a renewal tells by its own which renewal it was."""
 
 
 def marks_of(content: bytes) -> Iterator[tuple[str, int]]:
@@ -94,6 +95,12 @@ class RevocableSession(RenewableSession, CarriedSession):
             self._was = self._came.handle
             self._context.ended = self._context.changed = True
 
+    def _check_writable(self) -> None:
+        if self._outdated:
+            self._check_unchanged(failed=False)
+        else:
+            super()._check_writable()
+
     def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
         """Return what the client is told: of an old id in its grace nothing, for a new token may be under way."""
         if self._outdated and self.state == LIVE:
@@ -157,19 +164,30 @@ class RevocableSession(RenewableSession, CarriedSession):
 
     def _list_renewed(self, grace: int) -> None:
         try:
-            is_new = self._list(_RENEWED, self._came, grace)
+            is_ours = self._list(_RENEWED, self._came, grace) or (self._may_be_listed and self._has_our_mark())
         except StoreError:
             # Only its answer may have been lost. While nobody can say, the new token is good whatever became of the
             # old one, so the client gets it.
             self._may_be_listed = True
-            self._may_be_listed = self._batch.store.load(_mark(_RENEWED, self._came), ()) is not None
-            if not self._may_be_listed:
+            found = self._has_our_mark()
+            self._may_be_listed = bool(found)
+            if found is None:
                 raise
-        else:
-            if not (is_new or self._may_be_listed):
-                emit(self.handler, "conflict", handle_text(self._came.handle))
-                raise SessionGone("Another request renewed this session meanwhile: begin anew.")
+            is_ours = found
+        if not is_ours:
+            self._may_be_listed = False
+            emit(self.handler, "conflict", handle_text(self._came.handle))
+            raise SessionGone("Another request renewed this session meanwhile: begin anew.")
         self._is_listed = True
+
+    def _has_our_mark(self) -> bool | None:
+        """Tell whether it was this renewal that outdated the id; None if none has."""
+        mark = self._batch.store.load(_mark(_RENEWED, self._came), ())
+        return None if mark is None else compare_digest(mark.proof, self._new_proof())
+
+    def _new_proof(self) -> bytes:
+        who = self._who()
+        return proof_of(who.handle, who.id.encode())
 
     def salvage(self) -> str | None:
         """Return the new token of a renewal that may be on the list: it is valid, whatever became of the old one."""
@@ -183,8 +201,9 @@ class RevocableSession(RenewableSession, CarriedSession):
     def _list(self, what: bytes, who: Identity, grace: int = 0) -> bool:
         """Put a mark on the list; return False if it was there already."""
         now = self.handler.now()
+        proof = self._new_proof() if what is _RENEWED else _NOBODYS
         mark = Record(
-            _mark(what, who), self.handler.path, now, who.absolute, FOREVER, FOREVER, _NOBODYS, now, grace=grace,
+            _mark(what, who), self.handler.path, now, who.absolute, FOREVER, FOREVER, proof, now, grace=grace,
         )  # fmt: skip
         try:
             asked(self.handler, handle_text(who.handle), self._batch.store.create, mark)

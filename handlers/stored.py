@@ -16,6 +16,7 @@ from ..errors import (
     Conflict,
     Expired,
     HeadersSent,
+    ParentInvalid,
     RejectedError,
     SessionGone,
     StoreError,
@@ -26,7 +27,7 @@ from ..records import Changes, Record, changed_fields, check_size
 from ..stores.protocol import Reloading, Write
 from .caching import Wanted, at_hand, loaded_one, stale
 from .claim import Claim
-from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, UNSEEN
+from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, TOUCHED, UNSEEN
 from .events import asked, emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SessionInfo, children_in
@@ -256,8 +257,9 @@ class StoredSession(LimitedSession):
             handle = self._lost
             if self._end_merged():
                 emit(self.handler, "revoked", handle)
-        elif self.state == EXPIRED:
-            # An earlier try may have ended it and not been confirmed: this one is, or raises as that did.
+        elif self.state == EXPIRED and not isinstance(self._refusal, ParentInvalid):
+            # An earlier try may have ended it and not been confirmed: this one is, or raises as that did. Under a dead
+            # parent nobody has compared the id, which may have been renewed away.
             self._revoked(handle_text(self._was))
 
     def _end_merged(self) -> bool:
@@ -321,6 +323,7 @@ class StoredSession(LimitedSession):
 
     def _check_writable(self) -> None:
         if self._outdated:
+            self._check_unchanged(failed=False)
             return
         record, largest = self._record, self._store.largest
         if record is None:
@@ -401,17 +404,17 @@ class StoredSession(LimitedSession):
 
     def _update(self, *, failed: bool, late: bool = False) -> None:
         """Apply what this request changed."""
-        record, asked = self._record, self._changes & IDENTITY
+        record = self._record
         if record is None:
             return
         changes = self._renewal_only() if failed else self._made(record) or self._pending(late=late)
         if changes is None and self._changes & KEY and not failed and self._answered is None:
             changes = Changes(seen=self.handler.now())  # Only a token that is still the newest is signed again.
         if changes is not None:
-            if not asked and changes.is_touch:
+            if changes.is_touch and (self._changes & TOUCHED or not self._changes & IDENTITY):
                 if not self._is_touched(record, changes):
                     self._identity = None
-                    self._changes &= ~(IDENTITY | KEY)
+                    self._changes &= ~(IDENTITY | KEY | TOUCHED)
                     return
             else:
                 self._apply_within_the_limit(record, changes)

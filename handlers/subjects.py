@@ -88,8 +88,7 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
         ]
         ended += sum(_ended(handler, store, record, "everywhere") for record in doomed)
         if not doomed:
-            if not ended:
-                store.revoke(NOBODYS)
+            store.revoke(NOBODYS)
             return ended
         latest = start
 
@@ -97,8 +96,8 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
 def end_one(handler: "Handler", store: "Store", handle: str, subject: str | None) -> bool:
     """End the session of a handle, if it is this handler's and the subject's; return whether it was live."""
     record = store.load(handle, ()) if type(handle) is str else None
-    if record is None and type(handle) is str:
-        store.revoke(handle)  # An earlier call may have ended it without being sure.
+    if record is None:
+        store.revoke(NOBODYS)
     if record is None or record.path != handler.path or subject not in {None, record.label.get(SUBJECT)}:
         return False
     was_live = bool(with_live_ancestors(handler, [record]))

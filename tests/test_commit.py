@@ -1,10 +1,12 @@
 """What is left of a commit that cannot be made, or is followed by a refusal, or writes to what may only be read."""
 
 import copy
+import os
 import pickle
 import sys
 from contextlib import suppress
 
+import orjson
 import pytest
 from support import SECRET, Browser, Site, environ
 
@@ -12,14 +14,17 @@ from sessiontree import (
     CookieTooLarge,
     Handler,
     RecordTooLarge,
+    SessionGone,
     StoreUnavailable,
     UsageError,
     server_only,
     with_absolute_timeout,
     with_cache,
     with_clock,
+    with_idle_timeout,
     with_outage,
     with_revocations,
+    with_serializer,
     with_store,
 )
 from sessiontree.caches.local import LocalCache
@@ -127,6 +132,55 @@ def test_a_listed_session_that_cannot_be_written_stays_as_it_was(store, ending, 
     assert s.visit(read, HTTP_COOKIE=kept) == [{"n": 1, "l": [1]}]
 
 
+def test_what_may_only_be_read_ends_nothing_else_when_it_is_changed_in_place(store):
+    for reading in (on(store, name="reading"), listed(store, "reading")):
+        s = Site(on(store), reading, clock=store.clock)
+        old = begun(s)
+        s.visit(lambda one, two: two.renew(grace=30), s.another_browser(), HTTP_COOKIE=old)
+        for change in (lambda one: one.regenerate(), lambda one: one.update(n=2)):
+            s.visit(
+                lambda one, two, change=change: (change(one), two["l"].append(2)), s.another_browser(), HTTP_COOKIE=old
+            )
+            assert s.answer.code == 409
+            assert s.visit(read, s.another_browser(), HTTP_COOKIE=old) == [{"n": 1, "l": [1]}] * 2
+
+
+class Together(MemoryStore):
+    """A memory that takes several writes at once, as a server does."""
+
+    def apply_many(self, writes):
+        return [self._outcome(*write) for write in writes]
+
+    def _outcome(self, *write):
+        try:
+            return self.apply(*write)
+        except SessionGone as error:
+            return error
+
+
+@pytest.mark.parametrize("key", ["l", "n"])
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_activity_that_cannot_be_counted_costs_nobody_a_read_whatever_else_is_written(key, is_apart):
+    clock = FakeClock()
+    one = Together(clock=clock)
+    first, second = on(one), on(Together(clock=clock) if is_apart else one, with_idle_timeout(600), name="second")
+    s = Site(first, second, clock=clock)
+    kept = begun(s)
+    clock.advance(120)
+
+    def read_while_it_is_renewed(writing, reading):
+        writing.update(n=2)
+        found = reading[key]
+        request = environ(HTTP_COOKIE=kept)
+        second.session(request).renew()
+        request["sessiontree"].commit()
+        return found
+
+    assert s.visit(read_while_it_is_renewed, HTTP_COOKIE=kept) in ([1], 1)
+    assert s.answer.code == 200
+    assert dict(first.session(environ(HTTP_COOKIE=kept)))["n"] == 2
+
+
 # -- a renewal whose answer is lost ----------------------------------------------------------------------
 
 
@@ -154,6 +208,34 @@ def test_a_renewal_of_which_nobody_can_say_whether_it_was_listed_logs_nobody_out
     s.visit(renew)
     assert s.answer.code == 503
     assert s.visit(read) == [{"n": 1, "l": [1]}]
+
+
+@pytest.mark.parametrize("is_down", [False, True], ids=["fails once", "is down for a while"])
+def test_of_two_renewals_of_one_id_one_is_made(store, is_down):
+    handler = listed(store)
+    s = Site(handler, clock=store.clock)
+    old = begun(s)
+    requests = [environ(HTTP_COOKIE=old) for _ in range(2)]
+    for request in requests:
+        handler.session(request).renew()
+
+    def committed(request):
+        try:
+            return [value.partition(";")[0] for _, value in request["sessiontree"].commit()]
+        except (SessionGone, StoreUnavailable) as error:
+            return type(error)
+
+    if is_down:
+        store.down()
+        assert committed(requests[1]) is StoreUnavailable
+        store.up()
+        [first] = committed(requests[0])
+    else:
+        [first] = committed(requests[0])
+        store.fail(1, verb="create")
+    assert committed(requests[1]) is SessionGone
+    assert s.visit(read, HTTP_COOKIE=first) == [{"n": 1, "l": [1]}]
+    assert s.visit(read, HTTP_COOKIE=old) == [{}]
 
 
 # -- an ending that was not confirmed --------------------------------------------------------------------
@@ -186,6 +268,36 @@ def test_ending_sessions_again_asks_the_store_again(store, name):
     with pytest.raises(StoreUnavailable):
         end()
     assert revokes_of(store, lambda: end()) == 1
+
+
+def test_an_old_token_beside_a_strangers_dead_parent_ends_nothing(store):
+    visitor = on(store)
+    user = visitor.spawn("user", with_store(MemoryStore(clock=store.clock)))
+    s = Site(visitor, user, clock=store.clock)
+    begun(s)
+    old = dict(pair.split("=", 1) for pair in s.browser.jar.header().split("; "))["__Host-user"]
+    s.visit(lambda _, session: session.renew())
+    stranger = s.another_browser()
+    s.visit(lambda session, _: session.update(n=1), stranger)
+    dead = stranger.jar.header()
+    s.visit(lambda session, _: session.revoke(), stranger)
+    s.visit(lambda _, session: session.revoke(), s.another_browser(), HTTP_COOKIE=f"{dead}; __Host-user={old}")
+    assert s.visit(read) == [{"n": 1, "l": [1]}] * 2
+
+
+def test_asking_again_ends_nothing_that_began_since(store):
+    job, user = on(store, server_only(), name="job"), on(store, name="user")
+    first = job.generate_by_id("nightly")
+    first.commit()
+    handle = first.handle
+    first.revoke()
+
+    def begin_again():
+        job.generate_by_id("nightly").commit()
+
+    store.delay(1, begin_again, verb="revoke")
+    assert user.revoke(handle, "ann") is False
+    assert job.load_by_id("nightly").handle == handle
 
 
 # -- a response that is refused after the commit ---------------------------------------------------------
@@ -279,6 +391,21 @@ def test_a_change_in_place_of_what_may_only_be_read_is_refused_as_any_write(stor
     assert (s.answer.code, s.answer.cookies) == (200, [])
     store.up()
     assert s.visit(lambda session: (session["l"], session.flashes())) == ([1], [("message", "hello")])
+
+
+def test_a_serializer_that_writes_the_same_in_other_bytes_changes_nothing(store):
+    class Salted:
+        def dumps(self, value):
+            return os.urandom(4) + orjson.dumps(value)
+
+        def loads(self, data):
+            return orjson.loads(data[4:])
+
+    s, visit, refused = in_its_grace(store, on(store, with_serializer(Salted())))
+    assert visit(lambda session: session["l"]) == [1]
+    assert s.answer.code == 200
+    visit(lambda session: session["l"].append(2))
+    assert s.answer.code == refused
 
 
 # -- a front that did not take a drop --------------------------------------------------------------------

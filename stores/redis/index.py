@@ -103,11 +103,15 @@ class RedisIndex(RedisApart):
             gone = [entry for entry, answer in zip(entries, answers, strict=True) if not (answer and answer[0])]
             self._forget(label, value, gone)
         if self._replicas and (self._link.is_apart or not has_written):
-            names = self._link.spread(self._index + ANYWAY)  # what was written says nothing of other nodes
-            self._link.run_many(REVOKE, [(name, self._inline, b"", ANYWAY) for name in names], self._replicas)
+            self._confirm()  # what was written says nothing of other nodes
         return live
 
     # -- within ----------------------------------------------------------------------------
+
+    def _confirm(self) -> None:
+        """Have replicas confirm what was written before, on every primary."""
+        names = self._link.spread(self._index + ANYWAY)
+        self._link.run_many(REVOKE, [(name, self._inline, b"", ANYWAY) for name in names], self._replicas)
 
     def _entries(
         self, label: str, value: str, last: int, size: Callable[[], int] = lambda: BATCH

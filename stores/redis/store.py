@@ -261,9 +261,12 @@ class RedisStore(RedisIndex, RedisScan):
     def _revoked(self, handle: str) -> Any:
         """Return head and labels of a record that is gone now, None if there was none."""
         call = (self._key(handle), self._inline, b"", *self._anyway)
-        if self._replicas:
-            return self._link.run_many(REVOKE, [call], self._replicas)[0]
-        return self._link.run(REVOKE, *call)
+        if not self._replicas:
+            return self._link.run(REVOKE, *call)
+        [answer] = self._link.run_many(REVOKE, [call], self._replicas)
+        if self._link.is_apart and not answer[0]:
+            self._confirm()
+        return answer
 
 
 def _linked(client: Any, timeout: float) -> Link:
