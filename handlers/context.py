@@ -41,7 +41,7 @@ IDENTITY: Final = 2
 RENEWED: Final = 4
 BEGUN: Final = 8
 KEY: Final = 16
-TOUCHED: Final = 128  # All that IDENTITY says is that a look counts as activity; nobody asked for it.
+TOUCHED: Final = 128  # All that IDENTITY says is what a look does by itself; nobody asked for it.
 UNTOLD: Final = 64  # Listeners have not been told yet that it began, or has another id.
 ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
 

@@ -289,6 +289,7 @@ class Looking:
             self._context.changed = True
         elif self._who().idle != FOREVER:
             self._move(idle=FOREVER)
+            self._changes |= TOUCHED
 
     def _refuse_time(self, content: bytes, ends: int, now: int) -> NoReturn:
         if now < ends:

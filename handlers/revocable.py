@@ -45,7 +45,7 @@ def _mark(what: bytes, who: Identity) -> str:
 class RevocableSession(RenewableSession, CarriedSession):
     """A session in the client's token that ``revoke()`` and ``renew()`` can refuse all the same."""
 
-    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_may_be_listed", "_replaced")
+    __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_may_be_listed", "_named", "_replaced")
 
     _came: Identity
     """Who the session was when it came with the request."""
@@ -56,6 +56,7 @@ class RevocableSession(RenewableSession, CarriedSession):
         self._grace = 0
         self._is_listed = False  # Whether the id that the client came with is on the list,
         self._may_be_listed = False  # or was sent there, and the answer was lost.
+        self._named = b""  # What names our renewal there, once it was sent.
         self._is_dead = False  # Whether the list says that the session was revoked.
         self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
         self._replaced: list[Identity] = []  # Who generate() replaced.
@@ -186,8 +187,11 @@ class RevocableSession(RenewableSession, CarriedSession):
         return None if mark is None else compare_digest(mark.proof, self._new_proof())
 
     def _new_proof(self) -> bytes:
-        who = self._who()
-        return proof_of(who.handle, who.id.encode())
+        """Return what names this request's renewal, however often the session gets another id in it."""
+        if not self._named:
+            who = self._who()
+            self._named = proof_of(who.handle, who.id.encode())
+        return self._named
 
     def salvage(self) -> str | None:
         """Return the new token of a renewal that may be on the list: it is valid, whatever became of the old one."""

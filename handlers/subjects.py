@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import FOREVER
 from ..errors import StoreError, UsageError
+from ..stores.protocol import Reloading
 from .events import emit
 from .info import SUBJECT, live_pages, with_live_ancestors
 
@@ -96,6 +97,8 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
 def end_one(handler: "Handler", store: "Store", handle: str, subject: str | None) -> bool:
     """End the session of a handle, if it is this handler's and the subject's; return whether it was live."""
     record = store.load(handle, ()) if type(handle) is str else None
+    if record is None and type(handle) is str and isinstance(store, Reloading):
+        record = store.reload(handle)
     if record is None:
         store.revoke(NOBODYS)
     if record is None or record.path != handler.path or subject not in {None, record.label.get(SUBJECT)}:

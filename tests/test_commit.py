@@ -13,6 +13,7 @@ from support import SECRET, Browser, Site, environ
 from sessiontree import (
     CookieTooLarge,
     Handler,
+    NoSession,
     RecordTooLarge,
     SessionGone,
     StoreUnavailable,
@@ -238,6 +239,39 @@ def test_of_two_renewals_of_one_id_one_is_made(store, is_down):
     assert s.visit(read, HTTP_COOKIE=old) == [{}]
 
 
+def test_a_login_that_is_tried_again_after_an_outage_is_made(store):
+    handler = listed(store)
+    s = Site(handler, clock=store.clock)
+    old = begun(s)
+    request = environ(HTTP_COOKIE=old)
+    handler.session(request).bind("ann")
+    store.fail_after(1, verb="create")
+    store.fail(1, verb="load")
+    with pytest.raises(StoreUnavailable):
+        request["sessiontree"].commit()
+    handler.session(request).bind("ann")
+    [(_, value)] = request["sessiontree"].commit()
+    assert s.visit(lambda session: session.subject, HTTP_COOKIE=value.partition(";")[0]) == "ann"
+
+
+@pytest.mark.parametrize("key", ["l", "n"])
+def test_what_a_look_does_for_new_settings_costs_nobody_a_read(store, key):
+    s = Site(on(store, with_idle_timeout(600)), clock=store.clock)
+    kept = begun(s)
+    later = on(store)
+    s = Site(later, clock=store.clock)
+
+    def read_while_it_is_renewed(session):
+        found = session[key]
+        request = environ(HTTP_COOKIE=kept)
+        later.session(request).renew()
+        request["sessiontree"].commit()
+        return found
+
+    assert s.visit(read_while_it_is_renewed, HTTP_COOKIE=kept) in ([1], 1)
+    assert s.answer.code == 200
+
+
 # -- an ending that was not confirmed --------------------------------------------------------------------
 
 
@@ -387,6 +421,8 @@ def test_a_change_in_place_of_what_may_only_be_read_is_refused_as_any_write(stor
     assert s.answer.code == 200
     visit(lambda session: session["l"].append(2))
     assert (s.answer.code, s.answer.cookies) == (refused, [])
+    visit(lambda session: session["l"].__setitem__(0, True))
+    assert (s.answer.code, s.answer.cookies) == (refused, [])
     assert visit(lambda session: (session.flashes(), session.flashes())) == ([("message", "hello")],) * 2
     assert (s.answer.code, s.answer.cookies) == (200, [])
     store.up()
@@ -433,6 +469,20 @@ def test_a_login_that_a_front_does_not_know_of_yet_is_no_reason_to_begin_anew(st
     assert sent(there, lambda session: (dict(session), session.subject)) == ({"basket": [1]}, "bob")
     sent(there, lambda session: session.update(hello=1))
     assert sent(there, lambda session: (dict(session), session.subject)) == ({"basket": [1], "hello": 1}, "bob")
+
+
+def test_a_session_that_a_front_does_not_know_of_yet_is_ended_all_the_same(store):
+    def node():
+        layers = LayeredStore(store.inner, MemoryStore(clock=store.clock), max_staleness=5)
+        return on(layers, server_only(), name="job")
+
+    here, there = node(), node()
+    with pytest.raises(NoSession):
+        there.load_by_id("nightly")
+    session = here.generate_by_id("nightly")
+    session.commit()
+    assert there.revoke(session.handle) is True
+    assert store.inner.load(session.handle) is None
 
 
 # -- settings, and names -------------------------------------------------------------------------------
