@@ -142,10 +142,7 @@ if not head then return 0 end
 if #head < 113 or string.byte(head) ~= 1 then return -1 end
 local version, _, was_seen, _, _, was_soon, absolute, own, idle, old_size, old_deadlines =
   struct.unpack('>i8i8i8i8i8i8i8i8i8I4I4', head, 2)
-if not (now < absolute and now < own and now < idle) then
-  erase(KEYS[1], redis.call('HGET', KEYS[1], 'l') or '')
-  return 0
-end
+if not (now < absolute and now < own and now < idle) then return -1 end
 if string.sub(head, 82, 113) ~= proof then return 0 end
 if version < 1 or version > 2^52 then return -1 end
 
@@ -213,9 +210,10 @@ version = version + bump
 write[2] = string.sub(head, 1, 1) .. struct.pack('>i8', version) .. string.sub(head, 10, 17) .. seen8
   .. authenticated8 .. grace8 .. struct.pack('>i8', soon) .. string.sub(head, 50, 57) .. own8 .. idle8
   .. struct.pack('>I4I4', size, deadlines_size) .. proofs
+"""
 
+_LABELS: Final = r"""
 -- The new labels.
-local before, after = '', ''
 if labels > 0 then
   before = redis.call('HGET', KEYS[1], 'l') or ''
   after = before
@@ -231,35 +229,49 @@ if labels > 0 then
   end
 end
 
+-- What the server and the indexes are told once all is written.
+function tell()
+  local ended = math.min(absolute, own, idle)
+  own, idle = struct.unpack('>i8i8', own8 .. idle8)
+  local ends = math.min(absolute, own, idle)
+  if flags % 4 > 0 then
+    expire(KEYS[1], ends - now)
+    if ends < ended then
+      plan(handle_of(KEYS[1]), ends, now)
+    elseif index ~= '' then
+      prolong(redis.call('HGET', KEYS[1], 'l') or '', ends - now)
+    end
+  end
+  if labels > 0 then
+    if after == '' then redis.call('HDEL', KEYS[1], 'l') end
+    reindex(handle_of(KEYS[1]), before, after, ends - now)
+  end
+end
+"""
+
+_WRITE: Final = r"""
 -- Nothing has been written so far. A server without memory refuses the first of these, and no other.
 redis.call('HSET', KEYS[1], unpack(write))
 if deletes > 0 then
   redis.call('HDEL', KEYS[1], unpack(ARGV, 3 + expects + sets, 2 + expects + sets + deletes))
 end
-local ended, ends = math.min(absolute, own, idle), nil
-if labels > 0 or flags % 4 > 0 then
-  own, idle = struct.unpack('>i8i8', own8 .. idle8)
-  ends = math.min(absolute, own, idle)
-end
-if flags % 4 > 0 then
-  expire(KEYS[1], ends - now)
-  if ends < ended then
-    plan(handle_of(KEYS[1]), ends, now)
-  elseif index ~= '' then
-    prolong(redis.call('HGET', KEYS[1], 'l') or '', ends - now)
-  end
-end
-if labels > 0 then
-  if after == '' then redis.call('HDEL', KEYS[1], 'l') end
-  reindex(handle_of(KEYS[1]), before, after, ends - now)
-end
+if tell then tell() end
 if labels > 0 or adds > 0 then
   return {version, before, after, string.format('%.0f', absolute - now), unpack(sums)}
 end
 return version
 """
 
-APPLY: Final = Script(_FIRST, EXPIRY, INDEX, DUE, _APPLY)
+# What most calls need nothing of is in a branch: to define these functions takes longer than to write a few fields.
+APPLY: Final = Script(
+    _FIRST,
+    _APPLY,
+    "local before, after, tell = '', '', nil",
+    "if labels > 0 or flags % 4 > 0 then",
+    *(EXPIRY, INDEX, DUE, _LABELS),
+    "end",
+    _WRITE,
+)
 """index, the call, names, values, labels in pairs, and a label that the record must have or nothing at all.
 
 The answer is the version, or, with labels or increments, a list of it, the labels before and after, how many
