@@ -43,6 +43,10 @@ class CarriedSession(Session):
             return self._farewell(failed=failed)
         if failed:
             return self._renewed_only()
+        origin = self._origin
+        if self._changes == DATA and origin is not None and self._is_plain():
+            # What nearly every write is: plain data in place of plain data.
+            return self._header(origin[: self._rest] + self.handler.fields.pack(self._data, self._plain))
         return self._replacement(self._told)
 
     def _check_writable(self) -> None:
@@ -50,13 +54,10 @@ class CarriedSession(Session):
 
     def _replacement(self, made: "Callable[[bytes], str]") -> str | None:
         """Return what ``made`` makes of the content of the client's next token; None if it may keep the one it has."""
-        handler, changes, origin = self.handler, self._changes, self._origin
-        if changes == DATA and origin is not None and self._exposed is None and self._is_plain():
-            # What nearly every write is: plain data in place of plain data.
-            return self._header(origin[: self._rest] + handler.fields.pack(self._data, self._plain))
+        handler, origin = self.handler, self._origin
         if handler.idles:
             self._touch_if_due()
-            changes = self._changes
+        changes = self._changes
         if self._exposed is not None and self._changed_in_place(self._exposed):
             changes |= DATA
             self._plain = False
@@ -78,8 +79,8 @@ class CarriedSession(Session):
             emit(self.handler, "revoked", replaced, "replaced")
 
     def _is_plain(self) -> bool:
-        """Tell whether there is nothing but keys that last, in a session that no look has to prolong."""
-        return self._extras is None and not self.handler.idles
+        """Tell whether there is nothing but keys that last, changed by writes alone, in a session without a timeout."""
+        return self._extras is None and self._exposed is None and not self.handler.idles
 
     def _renewed_only(self) -> str | None:
         """Return the session as it came, but for its new id, if it has one."""

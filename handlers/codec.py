@@ -156,7 +156,7 @@ class SignedTokens(Remembering[bytes]):
                 mac.update(content)
             else:
                 _feed(mac, content)
-            return start + encode(content + mac.finalize()).decode("ascii") + after
+            return f"{start}{encode(content + mac.finalize())}{after}"
 
         return seal
 
@@ -251,11 +251,11 @@ class SealedTokens(Remembering[bytes]):
             first = nonce()
             if len(content) <= LONGEST_SINGLE:
                 content += PADDINGS[-(len(content) + HEADER_BYTES + TAG_BYTES) % 3]
-                return start + encode(epoch + first + cipher.encrypt(first, content, ONLY)).decode("ascii") + after
+                return f"{start}{encode(epoch + first + cipher.encrypt(first, content, ONLY))}{after}"
             content += PADDINGS[-(len(content) + HEADER_BYTES + 2 * TAG_BYTES) % 3]
             head = cipher.encrypt(first, content[:SEGMENT], FIRST)
             tail = cipher.encrypt(_next(first), content[SEGMENT:], SECOND)
-            return start + encode(b"".join((epoch, first, head, tail))).decode("ascii") + after
+            return f"{start}{encode(b''.join((epoch, first, head, tail)))}{after}"
 
         return seal
 

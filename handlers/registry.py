@@ -223,15 +223,25 @@ class Registry:
 
     def _answers(self, *, failed: bool) -> "list[Header]":
         """Return a header for every token that the client must replace or forget, parents first."""
+        context = self._context
+        if context is None:
+            return []
+        if len(self._sessions) > 1 or context.replacing or context.merging or context.batches:
+            return self._answers_together(context, failed=failed)
+        [session] = self._sessions.values()
+        answer = session.answer(failed)
+        return [] if answer is None else [(session.handler.transport.response_header, answer)]
+
+    def _answers_together(self, context: Context, *, failed: bool) -> "list[Header]":
+        """Do the same where one session's commit has to do with another's."""
         answers: list[Header] = []
-        is_replacing = self._context is not None and self._context.replacing
-        if not failed and (is_replacing or len(self._sessions) > 1):
-            self._rehearse(is_replacing=is_replacing)
-        if is_replacing:
+        if not failed and (context.replacing or len(self._sessions) > 1):
+            self._rehearse(is_replacing=context.replacing)
+        if context.replacing:
             for session in self._sessions.values():
                 session.end_replaced(failed)
-        batches = None if self._context is None else self._context.batches
-        if batches is not None and not failed:
+        batches = context.batches or {}
+        if not failed:
             self._write_together(batches)
         try:
             for session in self._sessions.values():
@@ -239,9 +249,9 @@ class Registry:
                 if answer is not None:
                     answers.append((session.handler.transport.response_header, answer))
         finally:
-            for batch in () if batches is None else batches.values():
+            for batch in batches.values():
                 batch.forget_written()
-        if not failed and self._context is not None and self._context.merging:
+        if context.merging and not failed:
             for session in self._sessions.values():
                 session.end_merged()
         return answers
