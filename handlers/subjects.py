@@ -5,11 +5,11 @@ many the store has. The order is the one in which the store's engine bound them,
 """
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ..clock import FOREVER
 from ..errors import StoreError, UsageError
-from ..stores.protocol import Reloading
+from ..stores.protocol import Confirming, Reloading
 from .events import emit
 from .info import SUBJECT, live_pages, with_live_ancestors
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from .handler import Handler
 
 __all__ = ["end_all", "end_one", "has_room", "live_sessions", "sweep", "sweep_expired"]
-
-
-NOBODYS: Final = "-"
-"""A handle that no session has. A store that waits for others to confirm what it wrote has them confirm by this what an
-earlier call ended without being sure, and which this call no longer finds."""
 
 
 def live_sessions(handler: "Handler", store: "Store", subject: str) -> "list[Record]":
@@ -89,7 +84,7 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
         ]
         ended += sum(_ended(handler, store, record, "everywhere") for record in doomed)
         if not doomed:
-            store.revoke(NOBODYS)
+            _confirm(store)
             return ended
         latest = start
 
@@ -100,11 +95,17 @@ def end_one(handler: "Handler", store: "Store", handle: str, subject: str | None
     if record is None and type(handle) is str and isinstance(store, Reloading):
         record = store.reload(handle)
     if record is None:
-        store.revoke(NOBODYS)
+        _confirm(store)
     if record is None or record.path != handler.path or subject not in {None, record.label.get(SUBJECT)}:
         return False
     was_live = bool(with_live_ancestors(handler, [record]))
     return _ended(handler, store, record, None) and was_live
+
+
+def _confirm(store: "Store") -> None:
+    """Be sure of what an earlier call may have ended without being sure, and which this call no longer finds."""
+    if isinstance(store, Confirming):
+        store.confirm()
 
 
 def _ended(handler: "Handler", store: "Store", record: "Record", reason: str | None) -> bool:

@@ -7,13 +7,16 @@ from weakref import WeakValueDictionary
 from ..clock import Duration
 from ..records import Changes, Page, Record, Version
 from .announcing import Announcing
-from .protocol import PAGE, Store
+from .protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write
 
 __all__ = ["Announced", "announced"]
 
 
 class Announced(Announcing):
-    """Stands in front of a store and announces what every verb has changed, or may have changed when it fails."""
+    """Stands in front of a store and announces what every verb has changed, or may have changed when it fails.
+
+    It has the optional verbs that the store has, and no others.
+    """
 
     def __init__(self, store: Store) -> None:
         """Stand in front of this store."""
@@ -21,6 +24,10 @@ class Announced(Announcing):
         self.inner = store
         self.clock = store.clock
         self.largest = store.largest
+        if isinstance(store, Reloading):
+            self.reload = store.reload
+        if isinstance(store, Confirming):
+            self.confirm = store.confirm
 
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
         """As the store does."""
@@ -97,6 +104,19 @@ class Announced(Announcing):
         self.inner.close()
 
 
+class AnnouncedPipelining(Announced):
+    """The same for a store that makes several writes in one trip."""
+
+    inner: Pipelining
+
+    def apply_many(self, writes: Sequence[Write]) -> list[Version | Exception]:
+        """As the store does."""
+        try:
+            return self.inner.apply_many(writes)
+        finally:
+            self.announce_all(handle for handle, _, _ in writes)
+
+
 _KNOWN: Final[WeakValueDictionary[int, Announced]] = WeakValueDictionary()
 """The one object in front of each store, by the store's identity; it holds the store, so that is not used again."""
 
@@ -107,5 +127,6 @@ def announced(store: Store) -> Store:
         return store
     known = _KNOWN.get(id(store))
     if known is None:
-        known = _KNOWN[id(store)] = Announced(store)
+        kind = AnnouncedPipelining if isinstance(store, Pipelining) else Announced
+        known = _KNOWN[id(store)] = kind(store)
     return known

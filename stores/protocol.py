@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 from ..clock import Clock, Duration
 from ..records import Changes, Page, Record, Version
 
-__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Pipelining", "Reloading", "Store", "Write"]
+__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Confirming", "Pipelining", "Reloading", "Store", "Write"]
 
 PAGE: Final = 100
 """How many records a page has, unless the caller says otherwise."""
@@ -131,5 +131,17 @@ class Reloading(Protocol):
         """Return the live record as it is now, or None.
 
         Asked for where a client brings the version of a later write than the record that was loaded.
+        """
+        ...
+
+
+@runtime_checkable
+class Confirming(Protocol):
+    """What a store has besides if it waits until others confirm what it wrote, such as replicas."""
+
+    def confirm(self) -> None:
+        """Return once all that was written before is confirmed; raise StoreUnavailable if it is not in time.
+
+        Asked for where a revocation finds nothing to end: an earlier one may have ended it without being sure.
         """
         ...

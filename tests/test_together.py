@@ -18,10 +18,12 @@ from sessiontree import (
 )
 from sessiontree.handlers.loading import Batch
 from sessiontree.records import Changes
+from sessiontree.stores.announced import announced
 from sessiontree.stores.conformance import StoreConformance
 from sessiontree.stores.conformance.tools import js
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
+from sessiontree.stores.protocol import Confirming, Pipelining, Reloading
 from sessiontree.testing import FakeClock
 
 
@@ -249,3 +251,53 @@ def test_what_came_of_one_commit_is_not_told_in_the_next(site, store):
     trips = len(store.trips)
     assert batch.apply(*write) == store.load(user_handle).version
     assert len(store.trips) == trips + 1
+
+
+# -- a store of anyone's making, which announces nothing by itself ---------------------------------
+
+
+class Silent(Pipelined):
+    """Has what a store must have and ``apply_many``, but no ``listen``."""
+
+    @property
+    def listen(self):
+        raise AttributeError("listen")
+
+
+class Careful(Silent):
+    """Has the other two verbs that a store may have, and counts their calls."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.reloaded, self.confirmed = [], 0
+
+    def reload(self, handle):
+        self.reloaded.append(handle)
+        return super().load(handle)
+
+    def confirm(self):
+        self.confirmed += 1
+
+
+def test_a_store_that_announces_nothing_is_written_in_one_trip_too_and_caches_hear_of_each(clock):
+    store, heard = Silent(clock=clock), []
+    visitor = Handler("visitor", SECRET, with_clock(clock), with_store(store))
+    user = visitor.spawn("user")
+    site = Site(visitor, user)
+    handles = site.visit(lambda *sessions: [(session.update(n=1), session.handle)[1] for session in sessions])
+    store.trips.clear()
+    stop = announced(store).listen(heard.append)
+    site.visit(everywhere)
+    stop()
+    assert (store.trips, sorted(heard)) == ([2], sorted(handles))
+
+
+def test_a_store_is_asked_by_the_optional_verbs_that_it_has_and_by_no_others(clock):
+    careful, silent = Careful(clock=clock), Silent(clock=clock)
+    for store in (careful, silent):
+        handler = Handler("user", SECRET, with_clock(clock), with_store(store))
+        assert handler.revoke("nobodys") is False
+        assert handler.revoke_all("nobody") == 0
+    assert (careful.reloaded, careful.confirmed) == (["nobodys"], 2)
+    assert not isinstance(announced(silent), Reloading | Confirming)
+    assert not isinstance(announced(MemoryStore(clock=clock)), Pipelining)

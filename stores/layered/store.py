@@ -2,7 +2,7 @@
 
 Every change goes to the primary first, and the verb returns what the primary answered. Then the handle is dropped from
 the front, also after a change that failed, for it may have been made. How the front is kept from ever undoing a
-change, and from bringing the dead back, is told in ``layered_front``. What follows from it:
+change, and from bringing the dead back, is told in ``front``. What follows from it:
 
 * **In this store object** a change is seen by everything that begins after it has returned, whatever the front does.
 * **Elsewhere too**, if the front took the drop and has kept it, for the drop comes before the answer: who comes with
@@ -30,7 +30,7 @@ from ...errors import ConfigError, SessionError, StoreError
 from ...keys import Keys
 from ...records import Changes, Page, Record, Version
 from ..announcing import Announcing, OnChange, Stop
-from ..protocol import PAGE, Store, Write
+from ..protocol import PAGE, Confirming, Store, Write
 from .front import Front
 
 __all__ = ["LayeredStore"]
@@ -114,6 +114,11 @@ class LayeredStore(Announcing):
     def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records of the primary from behind ``after`` on."""
         return self.primary.scan(after, limit)
+
+    def confirm(self) -> None:
+        """Be sure of what was written before, if the primary waits for others to confirm it."""
+        if isinstance(self.primary, Confirming):
+            self.primary.confirm()
 
     # -- changing one record ---------------------------------------------------------------
 

@@ -103,15 +103,17 @@ class RedisIndex(RedisApart):
             gone = [entry for entry, answer in zip(entries, answers, strict=True) if not (answer and answer[0])]
             self._forget(label, value, gone)
         if self._replicas and (self._link.is_apart or not has_written):
-            self._confirm()  # what was written says nothing of other nodes
+            self.confirm()  # what was written says nothing of other nodes
         return live
 
-    # -- within ----------------------------------------------------------------------------
-
-    def _confirm(self) -> None:
-        """Have replicas confirm what was written before, on every primary."""
+    def confirm(self) -> None:
+        """Have replicas confirm what was written before, on every primary; without ``wait_replicas`` do nothing."""
+        if not self._replicas:
+            return
         names = self._link.spread(self._index + ANYWAY)
         self._link.run_many(REVOKE, [(name, self._inline, b"", ANYWAY) for name in names], self._replicas)
+
+    # -- within ----------------------------------------------------------------------------
 
     def _entries(
         self, label: str, value: str, last: int, size: Callable[[], int] = lambda: BATCH

@@ -265,7 +265,7 @@ class RedisStore(RedisIndex, RedisScan):
             return self._link.run(REVOKE, *call)
         [answer] = self._link.run_many(REVOKE, [call], self._replicas)
         if self._link.is_apart and not answer[0]:
-            self._confirm()
+            self.confirm()
         return answer
 
 
