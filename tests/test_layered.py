@@ -40,7 +40,7 @@ from sessiontree.records import FORM, Changes
 from sessiontree.stores import follow
 from sessiontree.stores.conformance import StoreConformance
 from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, fields, fresh_handle, js, new
-from sessiontree.stores.layered import LayeredStore
+from sessiontree.stores.layered import LayeredStore, floors
 from sessiontree.stores.layered import front as layered_front
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
@@ -1056,7 +1056,7 @@ def test_floors_are_forgotten_when_nothing_is_so_old_any_more(world, here):
 
 
 def test_more_floors_than_there_may_be_become_one_for_all(world, here, there, monkeypatch):
-    monkeypatch.setattr(layered_front, "MOST_FLOORS", 10)
+    monkeypatch.setattr(floors, "MOST_FLOORS", 10)
     records = [known_to_the_front(here, there) for _ in range(30)]
     copies = {record.handle: row(world, record) for record in records}
     for record in records:

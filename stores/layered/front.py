@@ -29,32 +29,24 @@ This holds whatever the front does, loses or answers. A drop that failed has its
 clock that is set back makes a floor for all handles, of the latest time that it had shown.
 """
 
-import os
 import re
 from binascii import a2b_base64, b2a_base64
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from hmac import compare_digest
 from secrets import token_hex
-from threading import Lock
 from typing import Any, Final, NamedTuple, TypeVar
-from weakref import WeakSet
 
 import orjson
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.hmac import HMAC
 
 from ...clock import FOREVER, stopwatch
 from ...errors import ConfigError, Conflict, RecordTooLarge, SessionGone, StoreUnavailable
-from ...keys import KeyRing, Keys
+from ...keys import Keys
 from ...records import FORM, NOTHING, Changes, Field, Json, Record, pack, packed, unpack, unpacked
 from ..protocol import Store
+from .floors import Floors
+from .signatures import Signatures
 
 __all__ = ["Front", "Lease", "Look"]
-
-MOST_FLOORS: Final = 16_384
-"""How many floors of single handles there are at most; with more, the oldest becomes one for all."""
 
 MOST_TURNS: Final = 4
 """How often a drop begins anew because rows come and go while it is made."""
@@ -73,9 +65,6 @@ OVERHEAD: Final = 400
 
 PROOF: Final = b"the front of a layered store".ljust(32, b".")
 """Rows prove nothing, for whoever can write to the front can write rows; what has to be proved, ``keys`` do."""
-
-_PIECE: Final = 2047
-"""More bytes at once make OpenSSL give up the GIL, and a busy thread keeps it for milliseconds."""
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _LONGEST_HANDLE: Final = 64
@@ -328,89 +317,6 @@ class Front:
         logging.getLogger("sessiontree.stores").warning(message, error)
 
 
-class Floors:
-    """From when on copies must have been leased to be served, for single handles and for all. Reading takes no lock.
-
-    A floor is forgotten when nothing that was leased before it can be fresh any more.
-    """
-
-    def __init__(self, staleness: int) -> None:
-        """Begin with no floor; a copy is fresh for so many milliseconds."""
-        self.all = 0
-        self._staleness = staleness
-        self._by_handle: OrderedDict[str, int] = OrderedDict()
-        self.begin_process()
-        _FLOORS.add(self)
-
-    def begin_process(self) -> None:
-        """Take a lock that nobody holds, for after a fork a thread of the parent may hold the other one for ever."""
-        self._lock = Lock()
-
-    def of(self, handle: str) -> int:
-        """Return the floor of a handle."""
-        own = self._by_handle.get(handle, 0)
-        return max(own, self.all)  # Read in this order: one becomes the floor of all before it is forgotten.
-
-    def raise_to(self, now: int, handle: str | None, *, ahead: bool = False) -> None:
-        """Have nothing served that was leased until now, of this handle, or for None of any.
-
-        ``ahead`` is for a drop that failed: nothing is served that is leased while older copies may be fresh.
-        """
-        floor = now + self._staleness if ahead else now
-        with self._lock:
-            if handle is None:
-                self.all = max(self.all, floor)
-                return
-            floors = self._by_handle
-            floors[handle] = max(floor, floors.get(handle, 0))
-            floors.move_to_end(handle)
-            self._forget(now)
-
-    def _forget(self, now: int) -> None:
-        """Forget the oldest floors, if they are outdated or too many; in that case the oldest holds for all."""
-        while self._by_handle:
-            handle, floor = next(iter(self._by_handle.items()))
-            if now < floor + self._staleness:
-                if len(self._by_handle) <= MOST_FLOORS:
-                    return
-                self.all = max(self.all, floor)
-            del self._by_handle[handle]
-
-
-class Signatures:
-    """Signs and verifies copies, so that whoever can write to the front cannot make up sessions; or does neither."""
-
-    def __init__(self, keys: Keys | None, name: str) -> None:
-        """Sign with the newest key, and accept any; None is for none."""
-        subkeys = () if keys is None else KeyRing.of(keys).subkeys("front", name)
-        self._macs = {key_id: HMAC(key, SHA256()) for key_id, key in subkeys}
-        self._newest = next(iter(self._macs), "")
-
-    def __bool__(self) -> bool:
-        """Tell whether there are keys."""
-        return bool(self._macs)
-
-    def of(self, name: str, leased: int, copy: bytes) -> str:
-        """Return the signature of a copy in its place."""
-        return f"{self._newest}.{_signed(self._macs[self._newest], name, leased, copy)}"
-
-    def verify(self, signature: object, name: str, leased: int, copy: bytes) -> bool:
-        """Tell whether one of the keys signed this."""
-        if not self._macs:
-            return True
-        key_id, _, text = str(signature).partition(".")
-        mac = self._macs.get(key_id)
-        return mac is not None and compare_digest(_signed(mac, name, leased, copy).encode(), text.encode())
-
-
-def _signed(mac: HMAC, name: str, leased: int, copy: bytes) -> str:
-    mac = mac.copy()
-    mac.update(b"%d:%s%d:" % (len(name), name.encode(), leased))
-    for start in range(0, len(copy), _PIECE):
-        mac.update(copy[start : start + _PIECE])
-    return mac.finalize().hex()
-
-
 def _is_plain(handle: str) -> bool:
     """Tell whether a handle is as those of sessions are; no other is ever kept, so every name of a row is plain too."""
     return len(handle) <= _LONGEST_HANDLE and handle.isascii() and handle.isalnum()
@@ -444,14 +350,3 @@ def _unpacked(handle: str, copy: bytes) -> Record | None:
         return unpack(handle, copy)
     except StoreUnavailable:  # written by a newer release: the primary says what that means
         return None
-
-
-_FLOORS: Final[WeakSet[Floors]] = WeakSet()
-
-
-def _after_fork() -> None:
-    for floors in list(_FLOORS):
-        floors.begin_process()
-
-
-os.register_at_fork(after_in_child=_after_fork)
