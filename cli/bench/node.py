@@ -95,4 +95,5 @@ class Node:
 
     def peers(self, requests: int, rounds: int, pairs: int) -> dict[str, Any]:
         """Measure other libraries beside the stacks."""
-        return peers.beside(self, requests, rounds, pairs)
+        stacks = [self.stack(number) for number in range(len(self.setting.plan.names))]
+        return peers.beside(self.setting, stacks, requests, rounds, pairs)

@@ -8,21 +8,19 @@ one of the two keys.
 
 import gc
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from random import Random
 from statistics import median
 from threading import Barrier, BrokenBarrierError, Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .client import Ask, Use, ask, kept
 from .figures import figure
 from .peers_apps import BUILDERS, Peer
-from .stack import bare, data_of, read_two, writing
-
-if TYPE_CHECKING:
-    from .node import Node
+from .stack import Setting, Stack, bare, data_of, read_two, writing
 
 __all__ = ["beside"]
 
@@ -35,14 +33,20 @@ WRITE: Final = "write"
 BARE: Final = "bare"
 
 
-def beside(node: "Node", requests: int, rounds: int, pairs: int) -> dict[str, Any]:
-    """Measure ours and every library that is installed; return figures in microseconds, and what is missing."""
+def beside(setting: Setting, stacks: Sequence[Stack], requests: int, rounds: int, pairs: int) -> dict[str, Any]:
+    """Measure the stacks of the plan and every library that is installed.
+
+    Returns figures in microseconds, and what is missing.
+    """
     for name in ("django", "asyncio"):
         logging.getLogger(name).addHandler(logging.NullHandler())
-    plan = node.setting.plan
-    ours = [_ours(node, number, name) for number, name in enumerate(plan.names)]
-    theirs, missing = _found(node)
-    measured = [_Measured(peer, node) for peer in (*ours, *theirs)]
+    plan = setting.plan
+    ours = [
+        Peer(f"sessiontree, {name}", "", stack.app, bare, ask, ours=True)
+        for name, stack in zip(plan.names, stacks, strict=True)
+    ]
+    theirs, missing = _found(setting)
+    measured = [_Measured(peer, setting) for peer in (*ours, *theirs)]
     dice = Random(plan.seed)
     for each in measured:
         each.warm()
@@ -55,20 +59,15 @@ def beside(node: "Node", requests: int, rounds: int, pairs: int) -> dict[str, An
     return {"results": [each.result(pairs) for each in measured], "missing": missing, "pairs": pairs}
 
 
-def _ours(node: "Node", number: int, name: str) -> Peer:
-    stack = node.stack(number)
-    return Peer(f"sessiontree, {name}", "", stack.app, bare, ask, ours=True)
-
-
-def _found(node: "Node") -> tuple[list[Peer], list[str]]:
+def _found(setting: Setting) -> tuple[list[Peer], list[str]]:
     """Return every library that is installed and keeps what it is given, and a line for each other one."""
     found, missing = [], []
     for name, build in BUILDERS.items():
-        folder = Path(node.setting.folder, name.replace(" ", "-").lower())
+        folder = Path(setting.folder, name.replace(" ", "-").lower())
         folder.mkdir()
         try:
             peer = build(name, folder)
-            _check(peer, data_of(node.setting.plan))
+            _check(peer, data_of(setting.plan))
         except ImportError:
             missing.append(f"{name} is not installed: pip install 'sessiontree[bench]'")
         except Exception as error:  # noqa: BLE001 - a library may break in any way, and the others are still wanted
@@ -111,22 +110,22 @@ def _setting(key: str, value: str) -> Use:
 class _Measured:
     """One library: its sessions, and what each round took, in nanoseconds of the median request."""
 
-    def __init__(self, peer: Peer, node: "Node") -> None:
-        plan = node.setting.plan
+    def __init__(self, peer: Peer, setting: Setting) -> None:
+        plan = setting.plan
         self.peer = peer
         self.data = data_of(plan)
         # What is written is not what is read, for no cache has any use where each read follows a write.
-        self.cookies = {case: [self._begin(node) for _ in range(SESSIONS)] for case in (READ, WRITE)}
+        self.cookies = {case: [self._begin(setting) for _ in range(SESSIONS)] for case in (READ, WRITE)}
         self.cookies[BARE] = self.cookies[READ]
         self.rounds: dict[str, list[float]] = {BARE: [], READ: [], WRITE: []}
         self._turn = cycle(range(SESSIONS)).__next__
         self._uses: dict[str, Use | None] = {BARE: None, READ: read_two, WRITE: writing(plan, Random(plan.seed))}
 
-    def _begin(self, node: "Node") -> bytes:
+    def _begin(self, setting: Setting) -> bytes:
         if not self.peer.ours:
             return _begun(self.peer, self.data)
         # Sessions of ours have to be found again at the end, for their store may be no copy.
-        subject = node.setting.subject
+        subject = setting.subject
 
         def begin(session: Any) -> None:
             session.update(self.data)
