@@ -13,7 +13,7 @@ from weakref import WeakMethod
 
 from ..errors import UsageError
 
-__all__ = ["Announcing", "OnChange", "Stop"]
+__all__ = ["Announcing", "OnChange", "Stop", "both"]
 
 OnChange: TypeAlias = Callable[[str | None], object]
 """What is told the handle of a record that changed, or None: it may be any."""
@@ -62,6 +62,16 @@ class Announcing:
         if self._listeners:
             for handle in handles:
                 self.announce(handle)
+
+
+def both(first: Stop, second: Stop) -> Stop:
+    """Return what stops one and then the other."""
+
+    def stop() -> None:
+        first()
+        second()
+
+    return stop
 
 
 class _Listener:

@@ -20,7 +20,7 @@ from psycopg import Connection
 from ...clock import FOREVER, Duration, milliseconds
 from ...errors import Conflict, NotImplementedByStore, SessionError, StoreError, StoreUnavailable, UsageError
 from ...records import Changes, Json, Page, Record, Version, check_size, gone
-from ..announcing import Announcing, OnChange, Stop
+from ..announcing import Announcing, OnChange, Stop, both
 from ..protocol import PAGE, SWEEP_MARGIN_MS, Write
 from .apply import YES, PostgresRows, is_watched
 from .link import FAILURES, Link, Result, Statement, seconds
@@ -257,13 +257,7 @@ class PostgresStore(PostgresRows, Announcing):
             stop_others = feed.watch(on_change)
         except FAILURES as error:
             raise self._ours(error) from error
-        stop_own = self.listen(on_change)
-
-        def stop() -> None:
-            stop_own()
-            stop_others()
-
-        return stop
+        return both(self.listen(on_change), stop_others)
 
     def close(self) -> None:
         """Close the connections, if ``from_url`` made them, and tell who watches that it is over."""

@@ -20,7 +20,7 @@ from redis.retry import Retry
 from ...clock import Clock, Duration, SystemClock, milliseconds
 from ...errors import ConfigError, Conflict, NotImplementedByStore, SessionError, StoreUnavailable
 from ...records import LARGEST, Changes, Record, Version, changed, check_size, gone
-from ..announcing import OnChange, Stop
+from ..announcing import OnChange, Stop, both
 from ..protocol import Write
 from .index import RedisIndex
 from .keys import ends_of
@@ -189,13 +189,7 @@ class RedisStore(RedisIndex, RedisScan):
         feed = self.__dict__.setdefault("_feed", feed)  # in one step: two threads get one feed
         self._link.at_begin = feed.begin_process
         stop_others = feed.watch(on_change)
-        stop_own = self.listen(on_change)
-
-        def stop() -> None:
-            stop_own()
-            stop_others()
-
-        return stop
+        return both(self.listen(on_change), stop_others)
 
     def close(self) -> None:
         """Close every connection, those in use with the verb that uses them, and tell who watches that it is over."""

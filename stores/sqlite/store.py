@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 from ...clock import Duration, milliseconds
 from ...errors import Conflict, SessionError, StoreError, UsageError
 from ...records import Changes, Page, Record, Version, changed, changed_packed, check_size, gone, pack, unpack
-from ..announcing import Announcing, OnChange, Stop
+from ..announcing import Announcing, OnChange, Stop, both
 from ..protocol import PAGE, SWEEP_MARGIN_MS
 from .file import Engine, SqliteFile, every_row
 from .watch import Feed, renewed, tidied
@@ -224,13 +224,7 @@ class SqliteStore(SqliteFile, Announcing):
         self._check_open()
         feed = self.__dict__.setdefault("_feed", Feed(self, self._uri))  # in one step: two threads get one feed
         stop_others = feed.watch(on_change, self._do(renewed))
-        stop_own = self.listen(on_change)
-
-        def stop() -> None:
-            stop_own()
-            stop_others()
-
-        return stop
+        return both(self.listen(on_change), stop_others)
 
     def close(self) -> None:
         """Close every connection, those in use with the verb that uses them, and tell who watches that it is over."""
