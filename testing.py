@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import partial
 from threading import Event, Lock
 from typing import Any, Final
 
@@ -234,6 +235,7 @@ def _comes_along(cookie: StoredCookie, cross_site: str | None) -> bool:
 # -- a store that fails --------------------------------------------------------------------
 
 _GARBAGE: Final = b'{"cut off'
+_OPTIONAL: Final = ("apply_many", "reload", "confirm")
 
 
 @dataclass(slots=True)
@@ -251,7 +253,8 @@ class FaultyStore:
 
     ``calls`` lists what was asked for, as pairs of the verb and its first argument, so that a test can count round
     trips. Faults are counted from the moment at which they are asked for, the next call being number 1; with a
-    ``verb`` only calls of that verb count. ``close()`` fails only if it is named.
+    ``verb`` only calls of that verb count. ``close()`` fails only if it is named. It has the optional verbs that the
+    store has, and no others.
     """
 
     def __init__(self, store: Store) -> None:
@@ -263,6 +266,9 @@ class FaultyStore:
         self._faults: list[_Fault] = []
         self._down: Callable[[], None] | None = None
         self._lock = Lock()
+        for verb in _OPTIONAL:
+            if hasattr(self.inner, verb):
+                setattr(self, verb, partial(self._call, verb))
 
     # -- what goes wrong
 
@@ -298,7 +304,8 @@ class FaultyStore:
     def _plan(self, fault: _Fault) -> None:
         if fault.left < 1:
             raise ValueError("The next call is number 1.")
-        if fault.verb is not None and not callable(getattr(Store, fault.verb, None)):
+        known = Store if fault.verb not in _OPTIONAL else self
+        if fault.verb is not None and not callable(getattr(known, fault.verb, None)):
             raise ValueError(f"A store has no verb {fault.verb!r}.")
         with self._lock:
             self._faults.append(fault)

@@ -275,11 +275,18 @@ def test_what_a_look_does_for_new_settings_costs_nobody_a_read(store, key):
 # -- an ending that was not confirmed --------------------------------------------------------------------
 
 
-def revokes_of(store, act):
-    """Return how often the store was asked to revoke meanwhile."""
+class Confirming(MemoryStore):
+    """A store that is sure of what it wrote as soon as it is asked."""
+
+    def confirm(self):
+        """Be sure."""
+
+
+def calls_of(store, verb, act):
+    """Return how often the store was asked for this meanwhile."""
     store.calls.clear()
     act()
-    return [verb for verb, _ in store.calls].count("revoke")
+    return [called for called, _ in store.calls].count(verb)
 
 
 def test_a_logout_that_the_store_did_not_confirm_is_asked_for_again(store):
@@ -288,12 +295,13 @@ def test_a_logout_that_the_store_did_not_confirm_is_asked_for_again(store):
     store.fail_after(1, verb="revoke")
     s.visit(lambda session: session.revoke())
     assert (s.answer.code, s.browser.jar.header()) == (503, kept)
-    assert revokes_of(store, lambda: s.visit(lambda session: session.revoke())) == 1
+    assert calls_of(store, "revoke", lambda: s.visit(lambda session: session.revoke())) == 1
     assert (s.answer.code, s.browser.jar.header()) == (200, "")
 
 
 @pytest.mark.parametrize("name", ["revoke", "revoke_all"])
-def test_ending_sessions_again_asks_the_store_again(store, name):
+def test_ending_sessions_again_has_the_store_confirm_that_they_ended(name):
+    store = FaultyStore(Confirming(clock=FakeClock()))
     handler = on(store)
     s = Site(handler, clock=store.clock)
     handle = s.visit(lambda session: (session.bind("ann"), session.handle)[1])
@@ -301,7 +309,10 @@ def test_ending_sessions_again_asks_the_store_again(store, name):
     store.fail_after(1, verb="revoke")
     with pytest.raises(StoreUnavailable):
         end()
-    assert revokes_of(store, lambda: end()) == 1
+    assert calls_of(store, "confirm", end) == 1
+    store.fail(1, verb="confirm")
+    with pytest.raises(StoreUnavailable):
+        end()
 
 
 def test_an_old_token_beside_a_strangers_dead_parent_ends_nothing(store):
@@ -319,7 +330,8 @@ def test_an_old_token_beside_a_strangers_dead_parent_ends_nothing(store):
     assert s.visit(read) == [{"n": 1, "l": [1]}] * 2
 
 
-def test_asking_again_ends_nothing_that_began_since(store):
+def test_asking_again_ends_nothing_that_began_since():
+    store = FaultyStore(Confirming(clock=FakeClock()))
     job, user = on(store, server_only(), name="job"), on(store, name="user")
     first = job.generate_by_id("nightly")
     first.commit()
@@ -329,7 +341,7 @@ def test_asking_again_ends_nothing_that_began_since(store):
     def begin_again():
         job.generate_by_id("nightly").commit()
 
-    store.delay(1, begin_again, verb="revoke")
+    store.delay(1, begin_again, verb="confirm")
     assert user.revoke(handle, "ann") is False
     assert job.load_by_id("nightly").handle == handle
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sessiontree import StoreCorrupt, StoreUnavailable, UsageError
 from sessiontree.records import Changes, Json, Record
 from sessiontree.stores import Store
+from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import CookieJar, FakeClock, FaultyStore, StoredCookie
 
@@ -533,6 +534,27 @@ def test_a_call_that_fails_does_not_reach_the_store(faulty, inner, verb):
     assert (len(inner), inner.load("h")) == before
     VERBS[verb](faulty)
     assert [called for called, _ in faulty.calls] == [verb] * 2
+
+
+OPTIONAL = {
+    "apply_many": lambda store: store.apply_many([("h", b"p", ONE)]),
+    "reload": lambda store: store.reload("h"),
+    "confirm": lambda store: store.confirm(),
+}
+
+
+@pytest.mark.parametrize("verb", OPTIONAL)
+def test_an_optional_verb_is_there_if_the_store_has_it_and_fails_as_others_do(faulty, inner, verb, clock):
+    layered = FaultyStore(LayeredStore(inner, MemoryStore(clock=clock)))
+    layered.fail(verb=verb)
+    with pytest.raises(StoreUnavailable):
+        OPTIONAL[verb](layered)
+    assert inner.load("h").version == 1
+    assert OPTIONAL[verb](layered) == {"apply_many": [2], "reload": inner.load("h"), "confirm": None}[verb]
+    assert [called for called, _ in layered.calls] == [verb] * 2
+    assert not hasattr(faulty, verb)
+    with pytest.raises(ValueError, match="no verb"):
+        faulty.fail(verb=verb)
 
 
 def test_the_nth_call_from_now_fails_once(faulty):
