@@ -1,6 +1,5 @@
 """The Session: one live session inside one request, as a mapping from str to values."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
@@ -277,24 +276,22 @@ class Session(SessionMapping):
         The middleware does this by itself, and sees to Vary and Cache-Control too, which are yours to send if you
         commit by hand: a response with these headers must not be cached. Calling it again repeats the headers.
         """
-        for session in self._and_those_above():
+        line = self._from_the_root()
+        for session in line:
             if session.may_write:
                 session.rehearse()
-        headers = [] if self._parent is None else self.parent.commit()  # type: ignore[union-attr]
-        self.end_replaced(failed=False)
-        answers = [(self, self.answer(failed=False) if self.accessed else None)]
-        answers += [(other, other.answer(failed=False)) for other in self.end_merged()]
-        told = [(session.handler.transport.response_header, text) for session, text in answers if text is not None]
-        return [*headers, *told]
+        for session in line:
+            session.end_replaced(failed=False)
+        answers = [(session, session.answer(failed=False)) for session in line if session.accessed]
+        for session in line:
+            answers += [(other, other.answer(failed=False)) for other in session.end_merged()]
+        return [(session.handler.transport.response_header, text) for session, text in answers if text is not None]
 
     # -- inside ----------------------------------------------------------------------------
 
-    def _and_those_above(self) -> "Iterator[Session]":
-        """Yield this session and those above it."""
-        session: Session | None = self
-        while session is not None:
-            yield session
-            session = session.parent
+    def _from_the_root(self) -> "list[Session]":
+        """Return the sessions above this one, the root's first, and this one."""
+        return [self] if self.parent is None else [*self.parent._from_the_root(), self]
 
     def plain_write(self, batch: "Batch") -> "Write | None":  # noqa: ARG002 - for who has a store
         """Return what this batch may write for us together with others, or None."""

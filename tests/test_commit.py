@@ -15,6 +15,7 @@ from sessiontree import (
     Handler,
     NoSession,
     RecordTooLarge,
+    Session,
     SessionGone,
     StoreUnavailable,
     UsageError,
@@ -558,3 +559,46 @@ def test_a_session_is_not_copied(store, copied, is_kept):
     with pytest.raises(TypeError, match=r"dict\(session\)"):
         copied(session)
     assert copy.copy(dict(session)) == {"n": 1}
+
+
+# -- a commit by hand ------------------------------------------------------------------------------------
+
+
+def generated_by_hand(store):
+    """Return what the store was asked for when a written parent and a replaced child are committed by hand."""
+    visitor = on(store)
+    user = visitor.spawn("user")
+    s = Site(visitor, user, clock=store.clock)
+    begun(s)
+    request = {"HTTP_COOKIE": s.browser.jar.header()}
+    visitor.session(request)["n"] = 2
+    session = user.generate(request)
+    session["n"] = 3
+    store.calls.clear()
+    return session, store.calls
+
+
+def test_a_commit_by_hand_ends_what_was_replaced_before_it_writes_anything(store):
+    session, calls = generated_by_hand(store)
+    session.commit()
+    assert [verb for verb, _ in calls] == ["revoke", "apply", "create"]
+
+
+def test_a_commit_by_hand_writes_nothing_if_what_was_replaced_cannot_be_ended(store):
+    session, calls = generated_by_hand(store)
+    store.fail(1, verb="revoke")
+    with pytest.raises(StoreUnavailable):
+        session.commit()
+    assert [verb for verb, _ in calls] == ["revoke"]
+
+
+def test_a_commit_by_hand_of_a_deep_line_rehearses_each_session_once(monkeypatch):
+    line, rehearsed = [Handler("a", SECRET)], []
+    line += [line[-1].spawn(name) for name in "b"]
+    line += [line[-1].spawn(name) for name in "c"]
+    request = environ()
+    for handler in line:
+        handler.session(request)["n"] = 1
+    monkeypatch.setattr(Session, "rehearse", lambda session: rehearsed.append(session.handler.name))
+    assert len(line[-1].session(request).commit()) == 3
+    assert rehearsed == ["a", "b", "c"]  # and not the first of them once for each below
