@@ -7,7 +7,7 @@
         NotImplementedByStore             the engine cannot do this
       RejectedError                     the client's: it holds no live session
         NoCookie                          it sent no token
-        NoID                              an id is empty or not a str
+        NoID                              an id is empty, too long, or no text
         BadCookie                         the token does not verify
         BadSession                        the store no longer has the session
         Expired                           the token is past its own deadline
@@ -23,7 +23,7 @@
         LimitReached                      the subject has its full number of sessions
       StoreError                        the store's
         StoreUnavailable                  it did not answer: try again
-        StoreCorrupt                      what it answered is damaged
+        StoreCorrupt                      it is damaged as a whole: restore it
 
 ``error.retryable`` says whether the same call may succeed later without a change.
 """
@@ -127,7 +127,10 @@ class TooLarge(SessionError):
 
 
 class CookieTooLarge(TooLarge):
-    """The Set-Cookie value would exceed what every browser keeps (4093 octets, attributes included)."""
+    """The Set-Cookie value, or the text of a header or a CookieCodec, would exceed 4093 octets.
+
+    Every browser keeps a cookie of that size, attributes included (draft-ietf-httpbis-rfc6265bis section 5.6).
+    """
 
 
 class RecordTooLarge(TooLarge):

@@ -92,7 +92,7 @@ def stale(wanted: Wanted) -> "Record | None":
     try:
         kept = handler.cache.stale(wanted.handle, wanted.version, handler.config.stale_for / 1000)  # type: ignore[attr-defined]
         record = _opened(kept)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # noqa: BLE001 - whatever a cache fails at is a miss
         emit(handler, "cache", wanted.handle, type(error).__name__)
         return None
     return record if record is not None and record.is_live(handler.now()) else None
@@ -109,9 +109,10 @@ def at_hand(handler: "Handler", handle: str, version: int, now: int) -> "Record 
         if kept is None:
             return None
         record = kept.record() if isinstance(kept, Kept) else kept
-    except Exception as error:  # noqa: BLE001 - whatever a cache fails at, the store is asked
+    except Exception as error:  # noqa: BLE001 - as above
         emit(handler, "cache", handle, type(error).__name__)
         return None
+    # What is_live() says, without its frame.
     return record if now < record.absolute and now < record.own and now < record.idle else None
 
 

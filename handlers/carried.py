@@ -111,6 +111,6 @@ class CarriedSession(Session):
             parts += [(len(self._extras.write()), "subject, flash messages and expiries")]
         heaviest = ", ".join(f"{name} ({weight} bytes)" for weight, name in sorted(parts, reverse=True)[:3])
         return (
-            f"The cookie of {self.handler.path!r} would have {size} octets and may have {LARGEST_SET_COOKIE}. "
-            f"Heaviest keys: {heaviest or 'none'}. Keep less in it, or keep the session in a store."
+            f"The token of {self.handler.path!r} would have {size} octets, attributes included, and may have "
+            f"{LARGEST_SET_COOKIE}. Heaviest keys: {heaviest or 'none'}. Keep less in it, or keep it in a store."
         )

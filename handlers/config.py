@@ -119,7 +119,10 @@ class Config:
         if self.cache is not None and self.store is None:
             raise ConfigError(f"{self.name!r} has a cache and nothing behind it: add with_store(), or take it away.")
         if self.outage == "stale" and not hasattr(self.cache, "stale"):
-            raise ConfigError(f"{self.name!r} needs a cache that can serve stale sessions, such as a LocalCache.")
+            raise ConfigError(
+                f"{self.name!r} has no cache that can serve stale sessions: add with_cache(LocalCache()), or take "
+                'with_outage("stale") away.'
+            )
         for part in (self.store, self.revocations, self.cache):
             if part is not None and part.clock != self.clock:
                 raise ConfigError(

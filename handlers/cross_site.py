@@ -24,9 +24,9 @@ LIFETIME: Final = 600
 def cross_site(handler: Handler, lifetime: Duration = LIFETIME) -> Handler:
     """Return a root handler named ``<name>-return``, whose cookie also comes with a POST from another site's page.
 
-    It has the keys, the store, the encryption and all else of the handler, and its sessions end ``lifetime`` seconds
-    after they began. Link it beside the handler. Raises ConfigError for a handler without a cookie, or with one that is
-    not Secure.
+    It has the keys, the store, the encryption and all else of the handler but its lives, its eagerness and its limit,
+    and its sessions end ``lifetime`` seconds after they began. Link it beside the handler. Raises ConfigError for a
+    handler without a cookie, or with one that is not Secure.
     """
     config = handler.config
     if config.server_only or config.header is not None:

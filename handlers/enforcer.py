@@ -37,7 +37,7 @@ class Enforcer:
     def __init__(self, *handlers: Handler, mode: Mode = "all", on_refusal: "Refusal | None" = None) -> None:
         """Require the sessions of all these handlers, or what the mode says of them."""
         if not handlers or not all(isinstance(handler, Handler) for handler in handlers):
-            raise ConfigError("An Enforcer takes one or more handlers.")
+            raise ConfigError(f"An Enforcer takes one or more Handlers, not {_listed(handlers)}.")
         if mode not in get_args(Mode):
             raise ConfigError(f"The mode of an Enforcer is one of {get_args(Mode)}, not {mode!r}.")
         if on_refusal is not None and not callable(on_refusal):
@@ -48,7 +48,10 @@ class Enforcer:
 
     @classmethod
     def any_of(cls, *handlers: Handler, on_refusal: "Refusal | None" = None) -> "Enforcer":
-        """Require the session of at least one of these handlers; the first live one is selected."""
+        """Require the session of at least one of these handlers; the first live one is selected.
+
+        A store that does not answer is passed over while there is another handler to ask.
+        """
         return cls(*handlers, mode="any", on_refusal=on_refusal)
 
     @classmethod
@@ -58,9 +61,10 @@ class Enforcer:
 
     @classmethod
     def highest(cls, *handlers: Handler, on_refusal: "Refusal | None" = None) -> "Enforcer":
-        """Require the session of at least one handler, and select the first live one.
+        """Require the session of at least one handler, the highest first, and select the first live one.
 
-        ``environ["sessiontree.selected"]`` is then that handler, as it is for ``any_of`` and ``one_of``.
+        ``environ["sessiontree.selected"]`` is then that handler, as it is for ``any_of`` and ``one_of``. While a store
+        does not answer, nobody can say that no higher session lives: 503.
         """
         return cls(*handlers, mode="highest", on_refusal=on_refusal)
 
@@ -146,3 +150,8 @@ def _refused(handler: Handler, environ: Environ) -> SessionError | None:
     except (RejectedError, StoreUnavailable) as refusal:
         return refusal
     return NoSession("The session was begun in this very request.") if session.new else None
+
+
+def _listed(handlers: tuple[object, ...]) -> str:
+    """Return what was passed, for a message: the types alone, for values may be secret."""
+    return ", ".join(type(handler).__name__ for handler in handlers) or "none"

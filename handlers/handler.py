@@ -78,7 +78,8 @@ class Handler:
     def spawn(self, name: str, *options: HandlerOption) -> "Handler":
         """Return a child handler, whose sessions live only while their parent's session lives.
 
-        It inherits everything but the name, the cookie's name, the three lives, eagerness, and being server-only.
+        It inherits everything but the name, the cookie's name, the three lives, ``with_eager``, ``server_only``,
+        ``fixed_id`` and ``with_max_sessions``; nor a cache, where it is server-only or kept by the client.
         """
         config = replace(
             self.config,
@@ -124,8 +125,8 @@ class Handler:
     def load(self, request: object) -> "Session":
         """Return the live session of the request.
 
-        Raises NoCookie, BadCookie, BadSession, Expired or ParentInvalid if there is none, and StoreUnavailable if
-        nobody can say.
+        Raises NoCookie, BadCookie, BadSession, Expired or ParentInvalid if there is none, NoSession for a handler with
+        ``fixed_id``, and StoreUnavailable if nobody can say.
         """
         session = self.session(request)
         session.require()
@@ -141,25 +142,33 @@ class Handler:
         """Return the live server-only session of an id, inside or outside a request; ``commit()`` it by hand.
 
         ``parent``, a Session or its handle, is required iff the handler has a parent. Raises NoSession if there is
-        none, ParentInvalid without a live parent, and NoID for what cannot be an id.
+        none, ParentInvalid without a live parent, NoID for what cannot be an id, UsageError where clients hold the
+        sessions, and StoreUnavailable if nobody can say.
         """
         self._check_server_only("load_by_id")
         return loaded(self, session_id, parent)
 
     def generate_by_id(self, session_id: str, parent: "Session | str | None" = None) -> "Session":
-        """Return the live server-only session of an id; create it at once, atomically, unless it exists."""
+        """Return the live server-only session of an id; create it at once, atomically, unless it exists.
+
+        Raises what ``load_by_id`` does, but for NoSession.
+        """
         self._check_server_only("generate_by_id")
         return generated(self, session_id, parent)
 
     def sessions(self, subject: str) -> list[SessionInfo]:
-        """Return the live sessions of this handler that are bound to a subject, newest first; never an id."""
+        """Return the live sessions of this handler that are bound to a subject, newest first; never an id.
+
+        Raises ConfigError without a store, UsageError for what is no subject, and StoreUnavailable.
+        """
         live = asked(self, None, live_sessions, self, self._store(f"sessions({subject!r})"), subject)
         return [SessionInfo.of(record) for record in reversed(live)]
 
     def revoke_all(self, subject: str, keep: "Session | str | None" = None) -> int:
         """Log a subject out everywhere, but for the session to keep; return how many sessions were ended.
 
-        It goes on until none that was bound at or before its start is left. Descendants end too, and do not count.
+        It goes on until none that was bound at or before its start is left. Descendants end too, and do not count. To
+        keep a handle that is none of the subject's keeps nothing. Raises what ``sessions`` does.
         """
         kept = self._handle_of(keep) if isinstance(keep, Session) else keep
         return asked(self, None, end_all, self, self._store(f"revoke_all({subject!r})"), subject, kept)
@@ -169,7 +178,8 @@ class Handler:
 
         A session of another handler, or not bound to ``subject`` where one is given, is not found: False. A
         ``subject`` of None lets any pass, so for a user's own list see first that somebody is logged in. A request that
-        has loaded the session already finds out when it writes.
+        has loaded the session already finds out when it writes. Raises ConfigError without a store, and
+        StoreUnavailable if the store did not confirm it: call it again.
         """
         return asked(self, None, end_one, self, self._store("revoke()"), handle, subject)
 
@@ -188,7 +198,8 @@ class Handler:
         """Remove what expired an hour ago or more from the store, and this handler's sessions whose ancestors are dead.
 
         Returns how many records that were. Only a child handler has such orphans; to find them it goes through the
-        whole store. Of a handler with_revocations() it is the list that is swept.
+        whole store. Of a handler with_revocations() it is the list that is swept. Raises ConfigError without either,
+        and StoreUnavailable.
         """
         listing = self.config.revocations
         if self.config.store is None and listing is not None:
@@ -257,7 +268,9 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         )
     path = "/".join([*(ancestor.name for ancestor in reversed(ancestors)), config.name])
     fields = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
-    carrier, tokens = _transport(config, path), _tokens(config, path)
+    carrier, tokens, backing = _transport(config, path), _tokens(config, path), _backing(config)
+    if config.cache is not None and backing is not None:
+        attach(config.cache, backing)  # It hears what other handlers on this store object change, from now on.
     settled: dict[str, Any] = {
         "config": config,
         "parent": parent,
@@ -272,7 +285,7 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         "now": config.clock.now,
         "idles": config.idle > 0,
         "kind": _kind(config),
-        "backing": _backing(config),
+        "backing": backing,
         "cache": config.cache,
         "contents": _contents(config, path, fields),
         "places": _places(config),
@@ -290,14 +303,9 @@ def _transport(config: Config, path: str) -> Transport:
 
 
 def _backing(config: Config) -> "Store | None":
-    """Return the store to use: one that tells the caches in front of it, whoever's they are, what is changed."""
+    """Return the store to use: one that announces what is changed."""
     store = config.store if config.store is not None else config.revocations
-    if store is None:
-        return None
-    heard = announced(store)
-    if config.cache is not None:
-        attach(config.cache, heard)
-    return heard
+    return None if store is None else announced(store)
 
 
 def _kind(config: Config) -> "type[Session]":

@@ -32,7 +32,7 @@ LONGEST_TOUCH_INTERVAL_MS: Final = 60_000
 
 
 class Life(Looking):
-    """What a Session is beneath its mapping."""
+    """A session as it is begun, prolonged and ended."""
 
     __slots__ = ()
 
@@ -154,7 +154,7 @@ class Life(Looking):
     # -- ending ----------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Be revoked. Of a session that was never said to have begun nobody hears that it ended."""
+        """Be revoked. Listeners hear of it only if they had been told that the session began."""
         handle, known = handle_text(self._handle()), not (self._changes & BEGUN and self._changes & UNTOLD)
         self._become(REVOKED)
         if known:

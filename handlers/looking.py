@@ -46,7 +46,7 @@ __all__ = ["Looking", "away"]
 
 
 class Looking:
-    """What a Session is beneath its mapping.
+    """A session as it is found and judged.
 
     One is made for every session of every request: ``Session()``, then ``enter()``. Slots that are all set
     at once are what the interpreter reads and writes fastest, and an ordinary method does it in half

@@ -102,7 +102,7 @@ class Session(SessionMapping):
         if other is self or self._descends_from(other):
             raise UsageError("merge() takes another session, and none of our ancestors.")
         if not other.is_live():
-            raise SessionGone(f"The session {other.handler.path!r} to merge is not live.")
+            raise SessionGone(f"The session {other.handler.path!r} to merge is not live: see other.is_live() first.")
         data = dict(other._writable())
         deadlines = {} if other._extras is None else dict(other._extras.deadlines)
         self._writable()

@@ -284,7 +284,7 @@ class StoredSession(LimitedSession):
     def _is_nobodys(self) -> bool:
         """Tell whether no client of this request holds the session's id."""
         self._look()
-        return self.state == LIVE and self._claim is None and not self._changes & BEGUN
+        return self.state == LIVE and not self._is_held_by_the_client()
 
     def _too_late(self) -> HeadersSent:
         return HeadersSent(f"The response has begun, so no new token of {self.handler.path!r} can reach the client.")
