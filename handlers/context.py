@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .info import SessionInfo
     from .loading import Batch
 
-__all__ = ["Context"]
+__all__ = [
+    "ABSENT", "AWAY", "BEGUN", "DATA", "ENDED", "EXPIRED", "IDENTITY", "KEY", "LIVE", "LOST", "MERGED", "ORPHANED",
+    "RENEWED", "REVOKED", "TOUCHED", "UNSEEN", "UNSURE", "UNTOLD", "Context",
+]  # fmt: skip
 
 UNSEEN: Final = 0
 ABSENT: Final = 1
@@ -36,14 +39,30 @@ UNSURE: Final = frozenset({LOST, AWAY})
 """The states in which the session may well live on for another request, so that the client forgets nothing."""
 
 # What the client's token lacks, as bits.
+
 DATA: Final = 1
+"""Keys, flash messages, the user."""
+
 IDENTITY: Final = 2
+"""The id, or when it ends."""
+
 RENEWED: Final = 4
+"""The id, of a session that came with the request."""
+
 BEGUN: Final = 8
+"""All of it: the session was begun in this request."""
+
 KEY: Final = 16
-TOUCHED: Final = 128  # All that IDENTITY says is what a look does by itself; nobody asked for it.
-UNTOLD: Final = 64  # Listeners have not been told yet that it began, or has another id.
-ENDED: Final = 32  # A session whose token the client holds was revoked or had expired before this one began.
+"""A signature by the newest key."""
+
+ENDED: Final = 32
+"""That a session of before, whose token the client holds, was revoked or had expired when this one began."""
+
+UNTOLD: Final = 64
+"""Nothing: it is listeners who have not been told yet that the session began, or has another id."""
+
+TOUCHED: Final = 128
+"""What IDENTITY says, which is what a look does by itself: nobody asked for it."""
 
 
 Family: TypeAlias = "Callable[[Handler, str | None, int, str], list[SessionInfo] | None]"

@@ -135,13 +135,6 @@ class CookieWriter:
         # Browsers remove a cookie only if the attributes that identify it are repeated (6265bis 5.7).
         self.erasure = f"{self.before}{self.after}; Max-Age=0; Expires={_THE_PAST}"
 
-    def write(self, value: str, seconds: int | None = None, now: int = 0) -> str:
-        """Return the line that sets the cookie, for this many seconds or until the browser closes.
-
-        ``now`` is the time in seconds since the epoch, from which Expires is reckoned.
-        """
-        return f"{self.before}{value}{self.after}{'' if seconds is None else lasting(seconds, now)}"
-
 
 def lasting(seconds: int, now: int) -> str:
     """Return the attributes of a cookie that outlives the browser, at most 400 days (6265bis 5.5)."""

@@ -26,7 +26,7 @@ from .ids import generated_id, handle_text, new_handle
 from .looking import Looking, away
 from .token import Identity
 
-__all__ = ["Life", "away"]
+__all__ = ["Life"]
 
 LONGEST_TOUCH_INTERVAL_MS: Final = 60_000
 

@@ -4,16 +4,19 @@ from typing import Any, Final
 
 from ..errors import SessionGone
 from .context import AWAY
-from .life import away
+from .looking import away
 from .session import Session
 
-__all__ = ["OVERLAP_MS", "RENEWED_AWAY", "STALE", "RenewableSession"]
+__all__ = ["CURRENT", "OVERLAP_MS", "RENEWED_AWAY", "STALE", "RenewableSession"]
 
-RENEWED_AWAY: Final = True
-"""What is outdated where the client's id was renewed away."""
+CURRENT: Final = 0
+"""The session may be read and written to."""
 
-STALE: Final = "stale"
-"""What is outdated where the session came from a cache, for its store does not answer."""
+RENEWED_AWAY: Final = 1
+"""It may be read, in the grace of a renewal that gave it another id than the client's."""
+
+STALE: Final = 2
+"""It may be read, as a cache had it: its store does not answer."""
 
 OVERLAP_MS: Final = 10_000
 """How long after a renewal a request that began with the old id may still come in, in milliseconds."""
@@ -26,21 +29,24 @@ class RenewableSession(Session):
     in its place, for that would take the place of the new token on its way to the client.
     """
 
-    __slots__ = ("_outdated",)
+    __slots__ = ("_outdated", "_overlaps")
 
-    _outdated: bool | str
-    """Whether the session may be read and not written to; STALE says why, else the client's id was renewed away."""
+    _outdated: int
+    """CURRENT, or why the session may be read and not written to: RENEWED_AWAY or STALE."""
+
+    _overlaps: bool
+    """Whether there is no session here, for the id was renewed away, and the new token may still be under way."""
 
     def wake(self) -> None:
         """Begin the session of an eager handler if there is none and there can be one."""
         self._look()
-        if not self._outdated:
+        if not self._outdated and not self._overlaps:
             super().wake()
 
     def regenerate(self) -> None:
         """Begin a new session in place of the one there may be; raise StoreUnavailable if nobody can say."""
         self._look()
-        if self._outdated is STALE:
+        if self._outdated == STALE:
             raise away()
         super().regenerate()
 
@@ -76,9 +82,9 @@ class RenewableSession(Session):
 
     def _check_current(self) -> None:
         """Raise if this request has no say in what becomes of the session."""
-        if self.state == AWAY or self._outdated is STALE:
+        if self.state == AWAY or self._outdated == STALE:
             raise away()
-        if self._outdated:
+        if self._outdated or self._overlaps:
             raise SessionGone(
                 "This request carries an id that was renewed: let the client send it again, with the new one."
             )

@@ -17,7 +17,7 @@ from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, UNSEEN
 from .events import asked, emit
 from .ids import REVOKED_SESSION, handle_text, named_handle, proof_of, revoked_mark
 from .loading import Batch
-from .outdated import OVERLAP_MS, RenewableSession
+from .outdated import CURRENT, OVERLAP_MS, RENEWED_AWAY, RenewableSession
 from .token import Identity
 
 __all__ = ["RevocableSession", "marks_of"]
@@ -58,7 +58,8 @@ class RevocableSession(RenewableSession, CarriedSession):
         self._may_be_listed = False  # or was sent there, and the answer was lost.
         self._named = b""  # What names our renewal there, once it was sent.
         self._is_dead = False  # Whether the list says that the session was revoked.
-        self._outdated = False  # Whether the client's id was renewed away, so that it may read but not write.
+        self._outdated = CURRENT
+        self._overlaps = False
         self._replaced: list[Identity] = []  # Who generate() replaced.
 
     def _take(self, content: bytes) -> None:
@@ -81,9 +82,9 @@ class RevocableSession(RenewableSession, CarriedSession):
             if not renewed.created - SKEW_MS <= self.handler.now() < renewed.grace:
                 # The new token may be under way to the client: nothing is forgotten, and for a while nothing is
                 # begun that would take the new token's place.
-                self._outdated = self.handler.now() < renewed.grace + OVERLAP_MS
+                self._overlaps = self.handler.now() < renewed.grace + OVERLAP_MS
                 raise BadSession("The session has another id by now.")
-            self._outdated, self._ready = True, False
+            self._outdated, self._ready = RENEWED_AWAY, False
 
     def _untake(self) -> None:
         """Be as unseen as before, or dead for good if the list says so."""
@@ -112,7 +113,7 @@ class RevocableSession(RenewableSession, CarriedSession):
     def _begin(self) -> None:
         replaced = self._came if self._still_stands() and not self._outdated else None
         super()._begin()
-        self._outdated = False
+        self._outdated, self._overlaps = CURRENT, False
         if replaced is not None:
             self._replaced.append(replaced)
             self._context.replacing = True

@@ -1,4 +1,15 @@
-"""The Session: one live session inside one request, as a mapping from str to values."""
+"""The Session: one live session inside one request, as a mapping from str to values.
+
+    Looking -> Life -> SessionMapping -> Session          found; its lives; keys and values; what you hold
+      CarriedSession                                      the client keeps it
+      RenewableSession                                    ids of before a renewal are known
+        RevocableSession, also a CarriedSession             ended for good by a list in a store
+        TrackedSession -> WritingSession -> LimitedSession  a store keeps it: what changed; how it is written; how many
+          -> StoredSession                                  the load and the commit
+               ServerOnlySession                              no client holds it
+
+Each of these classes is told in a file of its name.
+"""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,7 +20,7 @@ from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, MERGED, RENEWED, REVOKED
 from .events import emit
 from .ids import generated_id, handle_text
 from .info import SessionInfo, moment, moment_of_end
-from .life import away
+from .looking import away
 from .mapping import MISSING, SessionMapping
 from .metadata import Metadata
 from .token import HANDLE, Identity

@@ -40,6 +40,7 @@ from sessiontree.handlers.cookie import (
     MOST_DUPLICATES,
     CookieWriter,
     cookie_values,
+    lasting,
 )
 from sessiontree.testing import CookieJar, FakeClock
 
@@ -62,7 +63,8 @@ def dev_policy(**settings_) -> CookiePolicy:
 
 def line_of(policy: CookiePolicy, name: str = "sid", seconds: int | None = None, now: int = 0) -> str:
     """Return the line that sets this cookie to ``token``."""
-    return CookieWriter(policy, name).write("token", seconds, now)
+    writer = CookieWriter(policy, name)
+    return f"{writer.before}token{writer.after}{'' if seconds is None else lasting(seconds, now)}"
 
 
 def erasure_of(policy: CookiePolicy, name: str = "sid") -> str:
