@@ -243,8 +243,9 @@ def with_events(listener: Listener | None) -> Option:
 
 def _cache(cache: Any) -> Any:
     from ..caches.protocol import Cache  # noqa: PLC0415 - only those who have a cache
+    from ..stores.protocol import fits  # noqa: PLC0415 - as above
 
-    if isinstance(cache, type) or not isinstance(cache, Cache):
+    if not fits(cache, Cache):
         raise ConfigError(
             f"with_cache() takes a cache, for example LocalCache(max_sessions=10_000), not {type(cache).__name__}."
         )
@@ -252,9 +253,9 @@ def _cache(cache: Any) -> Any:
 
 
 def _store(store: Any, name: str) -> Any:
-    from ..stores.protocol import Store  # noqa: PLC0415 - only those who have a store
+    from ..stores.protocol import Store, fits  # noqa: PLC0415 - only those who have a store
 
-    if isinstance(store, type) or not isinstance(store, Store):
+    if not fits(store, Store):
         raise ConfigError(
             f"{name}() takes a store, for example open_store('sqlite:///sessions.db'), not {type(store).__name__}."
         )

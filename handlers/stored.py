@@ -24,7 +24,7 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record, changed_fields, check_size
-from ..stores.protocol import Reloading, Write
+from ..stores.protocol import Reloading, Write, fits
 from .caching import Wanted, at_hand, loaded_one, stale
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, TOUCHED, UNSEEN
@@ -121,7 +121,7 @@ class StoredSession(LimitedSession):
     def _reloaded(self, record: Record) -> Record | None:
         """Return the record as it is now, if its store can answer older ones: this client has seen a later one."""
         store = self._store
-        return store.reload(record.handle) if isinstance(store, Reloading) and not self._outdated else record
+        return store.reload(record.handle) if fits(store, Reloading) and not self._outdated else record
 
     def _see_dead(self, handle: str) -> None:
         """Have the store see that a session has expired, and so forget it, lest a clock set back should revive it."""

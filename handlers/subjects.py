@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import FOREVER
 from ..errors import StoreError, UsageError
-from ..stores.protocol import Confirming, Reloading
+from ..stores.protocol import Confirming, Reloading, fits
 from .events import emit
 from .info import SUBJECT, live_pages, with_live_ancestors
 
@@ -92,7 +92,7 @@ def end_all(handler: "Handler", store: "Store", subject: str, kept: str | None) 
 def end_one(handler: "Handler", store: "Store", handle: str, subject: str | None) -> bool:
     """End the session of a handle, if it is this handler's and the subject's; return whether it was live."""
     record = store.load(handle, ()) if type(handle) is str else None
-    if record is None and type(handle) is str and isinstance(store, Reloading):
+    if record is None and type(handle) is str and fits(store, Reloading):
         record = store.reload(handle)
     if record is None:
         _confirm(store)
@@ -104,7 +104,7 @@ def end_one(handler: "Handler", store: "Store", handle: str, subject: str | None
 
 def _confirm(store: "Store") -> None:
     """Be sure of what an earlier call may have ended without being sure, and which this call no longer finds."""
-    if isinstance(store, Confirming):
+    if fits(store, Confirming):
         store.confirm()
 
 

@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 from ..clock import Duration
 from ..records import Changes, Page, Record, Version
 from .announcing import Announcing
-from .protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write
+from .protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write, fits
 
 __all__ = ["Announced", "announced"]
 
@@ -24,9 +24,9 @@ class Announced(Announcing):
         self.inner = store
         self.clock = store.clock
         self.largest = store.largest
-        if isinstance(store, Reloading):
+        if fits(store, Reloading):
             self.reload = store.reload
-        if isinstance(store, Confirming):
+        if fits(store, Confirming):
             self.confirm = store.confirm
 
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
@@ -127,6 +127,6 @@ def announced(store: Store) -> Store:
         return store
     known = _KNOWN.get(id(store))
     if known is None:
-        kind = AnnouncedPipelining if isinstance(store, Pipelining) else Announced
+        kind = AnnouncedPipelining if fits(store, Pipelining) else Announced
         known = _KNOWN[id(store)] = kind(store)
     return known

@@ -7,7 +7,7 @@ from ..caches.protocol import Cache
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import BadSession, KeyNotFound, SessionGone
 from ..records import PROOF_BYTES, Changes, Record, changed_fields
-from .protocol import Store
+from .protocol import Store, fits
 
 __all__ = ["PerKey"]
 
@@ -29,7 +29,7 @@ class PerKey:
 
     def __init__(self, store: Store | Cache) -> None:
         """Look at this store or cache."""
-        self._store: Store | _OverCache = store if isinstance(store, Store) else _OverCache(store)
+        self._store: Store | _OverCache = store if fits(store, Store) else _OverCache(store)  # type: ignore[arg-type]
 
     def get(self, handle: str, key: str) -> bytes | None:
         """Return the content of the key, or None if there is no such session or key."""

@@ -8,12 +8,12 @@ UsageError once the store is closed. A handle is the str of ``Session.handle``, 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
 
 from ..clock import Clock, Duration
 from ..records import Changes, Page, Record, Version
 
-__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Confirming", "Pipelining", "Reloading", "Store", "Write"]
+__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Confirming", "Pipelining", "Reloading", "Store", "Write", "fits"]
 
 PAGE: Final = 100
 """How many records a page has, unless the caller says otherwise."""
@@ -23,6 +23,22 @@ SWEEP_MARGIN_MS: Final = 3_600_000
 
 Write: TypeAlias = tuple[str, bytes, Changes]
 """What ``apply`` takes."""
+
+_P = TypeVar("_P")
+
+
+def fits(candidate: object, protocol: type[_P]) -> TypeGuard[_P]:
+    """Tell whether an object has all that one of these protocols names, be it by ``__getattr__``.
+
+    From Python 3.12 on ``isinstance()`` no longer asks that, and a store may well stand behind somebody's proxy.
+    """
+    return not isinstance(candidate, type) and all(hasattr(candidate, name) for name in _names(protocol))
+
+
+def _names(protocol: type) -> frozenset[str]:
+    """Return what a protocol and those that it is made of name."""
+    parts = [vars(base) | base.__annotations__ for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    return frozenset(name for part in parts for name in part if not name.startswith("_"))
 
 
 @runtime_checkable

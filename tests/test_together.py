@@ -6,6 +6,7 @@ import pytest
 from support import SECRET, Site
 
 from sessiontree import (
+    ConfigError,
     Handler,
     SessionError,
     StoreUnavailable,
@@ -301,3 +302,22 @@ def test_a_store_is_asked_by_the_optional_verbs_that_it_has_and_by_no_others(clo
     assert (careful.reloaded, careful.confirmed) == (["nobodys"], 2)
     assert not isinstance(announced(silent), Reloading | Confirming)
     assert not isinstance(announced(MemoryStore(clock=clock)), Pipelining)
+
+
+class Behind:
+    """Somebody's proxy, which has nothing of its own."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+def test_a_store_may_stand_behind_a_proxy(clock):
+    store = Careful(clock=clock)
+    handler = Handler("user", SECRET, with_clock(clock), with_store(Behind(store)))
+    assert handler.revoke("nobodys") is False
+    assert (store.reloaded, store.confirmed) == (["nobodys"], 1)
+    with pytest.raises(ConfigError, match="takes a store"):
+        with_store(MemoryStore)

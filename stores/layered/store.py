@@ -30,7 +30,7 @@ from ...errors import ConfigError, SessionError, StoreError
 from ...keys import Keys
 from ...records import Changes, Page, Record, Version
 from ..announcing import Announcing, OnChange, Stop
-from ..protocol import PAGE, Confirming, Store, Write
+from ..protocol import PAGE, Confirming, Store, Write, fits
 from .front import Front
 
 __all__ = ["LayeredStore"]
@@ -58,7 +58,7 @@ class LayeredStore(Announcing):
         """Stand in front of these two; ``clock``, if given, is theirs."""
         super().__init__()
         for store in (primary, front):
-            if not isinstance(store, Store):
+            if not fits(store, Store):
                 raise ConfigError(f"A LayeredStore is made of two stores, and a {type(store).__name__} is none.")
         if primary is front:
             raise ConfigError("A LayeredStore needs two stores: what is in front of itself saves no trip.")
@@ -117,7 +117,7 @@ class LayeredStore(Announcing):
 
     def confirm(self) -> None:
         """Be sure of what was written before, if the primary waits for others to confirm it."""
-        if isinstance(self.primary, Confirming):
+        if fits(self.primary, Confirming):
             self.primary.confirm()
 
     # -- changing one record ---------------------------------------------------------------
