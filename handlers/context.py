@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .loading import Batch
 
 __all__ = [
-    "ABSENT", "AWAY", "BEGUN", "DATA", "ENDED", "EXPIRED", "IDENTITY", "KEY", "LIVE", "LOST", "MERGED", "ORPHANED",
-    "RENEWED", "REVOKED", "TOUCHED", "UNSEEN", "UNSURE", "UNTOLD", "Context",
+    "ABSENT", "AWAY", "BEGUN", "DATA", "ENDED", "EXPIRED", "IDENTITY", "KEY", "LIVE", "LOST", "MERGED", "ORPHAN",
+    "ORPHANED", "RENEWED", "REVOKED", "TOUCHED", "UNSEEN", "UNSURE", "UNTOLD", "Context",
 ]  # fmt: skip
 
 UNSEEN: Final = 0
@@ -63,6 +63,9 @@ UNTOLD: Final = 64
 
 TOUCHED: Final = 128
 """What IDENTITY says, which is what a look does by itself: nobody asked for it."""
+
+ORPHAN: Final = 256
+"""That a session of before, whose token the client holds, ended with its parent in this request."""
 
 
 Family: TypeAlias = "Callable[[Handler, str | None, int, str], list[SessionInfo] | None]"

@@ -15,6 +15,7 @@ from .context import (
     LIVE,
     LOST,
     MERGED,
+    ORPHAN,
     ORPHANED,
     REVOKED,
     TOUCHED,
@@ -110,11 +111,19 @@ class Life(Looking):
         own = now + config.max_age if config.max_age else FOREVER
         idle = now + config.idle if config.idle else FOREVER
         handle, session_id = self._new_names(under)
-        ended = self._changes & ENDED or self.state == EXPIRED or (self.state == REVOKED and self._origin is not None)
+        before = self._what_ended()
         self._become(LIVE)
         self._identity = Identity(now, absolute, own, idle, handle, under, session_id)
         self._ends = self._identity.ends
-        self._change(BEGUN | IDENTITY | DATA | UNTOLD | (ENDED if ended else 0))
+        self._change(BEGUN | IDENTITY | DATA | UNTOLD | before)
+
+    def _what_ended(self) -> int:
+        """Return, as a bit of what the client's token lacks, what became of the session that came with the request."""
+        if self.state == EXPIRED and self._is_of_our_making(self._refusal):
+            return self._changes & ENDED or ORPHAN
+        if self.state == EXPIRED or (self.state == REVOKED and self._origin is not None):
+            return ENDED
+        return self._changes & (ENDED | ORPHAN)
 
     def _new_names(self, under: bytes) -> tuple[bytes, str]:  # noqa: ARG002 - where the handle is given, it depends on it
         """Return the handle and the id of a session that begins under this parent's handle."""
@@ -167,7 +176,7 @@ class Life(Looking):
         self.state = state
         self._context.turn += 1
         self._turn = self._context.turn
-        self._changes &= ENDED
+        self._changes &= ENDED | ORPHAN
         self._data = {}
         self._plain = True
         self._extras = self._exposed = self._identity = None
@@ -188,6 +197,8 @@ class Life(Looking):
             return False
         if self._changes & ENDED:
             return True
+        if self._changes & ORPHAN and self._parent is not None:
+            return not failed or self._parent._is_to_be_forgotten(failed=True)
         if self._origin is None and self.state != EXPIRED:
             return False
         if failed and self.state == MERGED:
