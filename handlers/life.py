@@ -169,6 +169,19 @@ class Life(Looking):
         if known:
             emit(self.handler, "revoked", handle)
 
+    def _ended_with_its_parent(self) -> bool:
+        """Tell whether a parent that was replaced took the session along, which a failed response would bring back."""
+        if self._parent is None or self._parent.state == REVOKED:
+            return False
+        return self.state == ORPHANED or (self.state == EXPIRED and self._is_of_our_making(self._refusal))
+
+    def _end_orphan(self) -> None:
+        """Be revoked, where the parent that was replaced took the session along."""
+        handle = self._orphan if self.state == ORPHANED else handle_text(self._was)
+        self._changes |= ENDED
+        self._become(REVOKED)
+        emit(self.handler, "revoked", handle)
+
     def _become(self, state: int) -> None:
         """Begin or end a life: nothing of the former one is left."""
         if self.state == LIVE:
@@ -199,10 +212,9 @@ class Life(Looking):
             return True
         if self._changes & ORPHAN and self._parent is not None:
             return not failed or self._parent._is_to_be_forgotten(failed=True)
-        if self._origin is None and self.state != EXPIRED:
+        has_token = self._origin is not None or self.state == EXPIRED
+        if not has_token or (failed and self.state == MERGED):  # What it was to go into was not written.
             return False
-        if failed and self.state == MERGED:
-            return False  # What it was to go into was not written.
         if failed and self._parent is not None and self.state != REVOKED:
             # After a 5xx a parent that was only replaced is not: then its children are not dead either.
             return self._parent._is_to_be_forgotten(failed=True)

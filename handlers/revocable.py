@@ -9,7 +9,7 @@ from hmac import compare_digest
 from typing import Final
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
-from ..errors import BadSession, Conflict, SessionGone, StoreError
+from ..errors import BadSession, Conflict, ParentInvalid, SessionGone, StoreError
 from ..records import PROOF_BYTES, Record
 from .caching import Wanted
 from .carried import CarriedSession
@@ -63,7 +63,11 @@ class RevocableSession(RenewableSession, CarriedSession):
         self._replaced: list[Identity] = []  # Who generate() replaced.
 
     def _take(self, content: bytes) -> None:
-        super()._take(content)
+        try:
+            super()._take(content)
+        except ParentInvalid:
+            self._came = Identity.read(content)
+            raise
         try:
             self._came = self._who()
             self._check_list()
@@ -73,8 +77,7 @@ class RevocableSession(RenewableSession, CarriedSession):
 
     def _check_list(self) -> None:
         """Raise BadSession for what is on the list."""
-        marks = [Wanted(self.handler, _mark(what, self._came)) for what in (_REVOKED, _RENEWED)]
-        revoked, renewed = self._batch.records(marks)
+        revoked, renewed = self._batch.records(self._marks())
         if revoked is not None:
             self._is_dead = True
             raise BadSession("The session was revoked.")
@@ -85,6 +88,10 @@ class RevocableSession(RenewableSession, CarriedSession):
                 self._overlaps = self.handler.now() < renewed.grace + OVERLAP_MS
                 raise BadSession("The session has another id by now.")
             self._outdated, self._ready = RENEWED_AWAY, False
+
+    def _marks(self) -> list[Wanted]:
+        """Return what would stand on the list if the session had been revoked, or its id renewed away."""
+        return [Wanted(self.handler, _mark(what, self._came)) for what in (_REVOKED, _RENEWED)]
 
     def _untake(self) -> None:
         """Be as unseen as before, or dead for good if the list says so."""
@@ -143,6 +150,17 @@ class RevocableSession(RenewableSession, CarriedSession):
             self._end()
         elif self.state == MERGED and self._end_merged():
             emit(self.handler, "revoked", handle_text(self._came.handle))
+        elif self._ended_with_its_parent():
+            self._end_orphan()
+
+    def _end_orphan(self) -> None:
+        revoked, renewed = self._batch.records(self._marks())
+        if renewed is not None:
+            self._outdated = RENEWED_AWAY
+            self._check_current()
+        if revoked is None:
+            self._list(_REVOKED, self._came)
+        super()._end_orphan()
 
     def _end_merged(self) -> bool:
         self._list_replaced()

@@ -103,6 +103,8 @@ class Session(SessionMapping):
             self._end()
         elif self.state == MERGED and self._end_merged():
             emit(self.handler, "revoked", None if self._origin is None else handle_text(self._origin[HANDLE]))
+        elif self._ended_with_its_parent():
+            self._end_orphan()
 
     def merge(self, other: "Session") -> None:
         """Lay another live session's keys over ours, with their expiries, and revoke it; our deadlines stay.

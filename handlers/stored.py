@@ -27,7 +27,7 @@ from ..records import Changes, Record, changed_fields, check_size
 from ..stores.protocol import Reloading, Write, fits
 from .caching import Wanted, at_hand, loaded_one, stale
 from .claim import Claim
-from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, RENEWED, REVOKED, TOUCHED, UNSEEN
+from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, ORPHANED, RENEWED, REVOKED, TOUCHED, UNSEEN
 from .events import asked, emit
 from .ids import handle_bytes, handle_text
 from .info import PARENT, SessionInfo, children_in
@@ -74,7 +74,7 @@ class StoredSession(LimitedSession):
         """Take a verified token's session over if the store says it is live; raise what fits if it is not."""
         handler, batch = self.handler, self._batch
         now = handler.now()
-        self._seen_version = claim.version
+        self._claim, self._seen_version = claim, claim.version
         if now >= claim.absolute:
             self._see_dead(claim.handle)
             raise self._dead(claim.handle, Expired("The session has expired: begin a new one."))
@@ -97,7 +97,6 @@ class StoredSession(LimitedSession):
             self._outdated = CURRENT
             self._overlaps = now < record.seen + OVERLAP_MS and (parent is None or self._parent_lives(parent, now))
             raise BadSession("The session has another id by now.")
-        self._claim = claim
         self._adopt(record, now)
 
     def _fetch(self, claim: Claim, now: int) -> Record | None:
@@ -229,7 +228,8 @@ class StoredSession(LimitedSession):
         super()._become(state)
         self._track()
         self._outdated, self._overlaps = CURRENT, False
-        self._claim = None
+        if state != ORPHANED:
+            self._claim = None
         self._lost = merged
 
     def end_replaced(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
@@ -266,6 +266,18 @@ class StoredSession(LimitedSession):
             # An earlier try may have ended it and not been confirmed: this one is, or raises as that did. Under a dead
             # parent nobody has compared the id, which may have been renewed away.
             self._revoked(handle_text(self._was))
+        elif self._ended_with_its_parent():
+            self._end_orphan()
+
+    def _end_orphan(self) -> None:
+        claim = self._claim
+        record = None if claim is None else asked(self.handler, claim.handle, self._store.load, claim.handle, ())
+        if claim is not None and record is not None and record.path == self.handler.path:
+            if not compare_digest(record.proof, claim.proof):
+                self._outdated = RENEWED_AWAY
+                self._check_current()
+            self._revoked(record.handle)
+        super()._end_orphan()
 
     def _end_merged(self) -> bool:
         """End what was merged away, or what another request renewed and this one had proved whose it is."""
