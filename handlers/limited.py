@@ -5,8 +5,8 @@ its user has the full number already, nothing of the login lasts: a session that
 that was there before belongs to nobody and has what it had.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from ..errors import LimitReached, StoreError
 from ..records import Changes, Record
@@ -18,6 +18,23 @@ from .subjects import has_room
 from .writing import WritingSession
 
 __all__ = ["LimitedSession"]
+
+
+@contextmanager
+def _undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Undo a login that is refused. If that fails twice it stands: StoreUnavailable, so that one asks anew."""
+    try:
+        yield
+    except LimitReached:
+        with suppress(StoreError):
+            undo()
+            raise
+        undo()
+        raise
+    except StoreError:
+        with suppress(StoreError):
+            undo()
+        raise
 
 
 class LimitedSession(WritingSession):
@@ -34,9 +51,9 @@ class LimitedSession(WritingSession):
         if not self._is_limited(record.label):
             return
         try:
-            self._check_limit(record)
+            with _undone(lambda: self._store.revoke(record.handle)):
+                self._check_limit(record)
         except (LimitReached, StoreError):
-            self._give_up_the_place(record)
             self._become(REVOKED)
             raise
 
@@ -46,27 +63,38 @@ class LimitedSession(WritingSession):
             with suppress(StoreError):
                 self._store.revoke(record.handle)
 
-    def _apply_within_the_limit(self, record: Record, changes: Changes) -> None:
+    def _apply_within_the_limit(self, changes: Changes) -> None:
         """Apply; where that binds the session to a user, see then whether it may stay, and else undo all of it.
 
-        Nobody can write in between: the binding gave the session a new id, which no client has yet.
+        Nobody can write in between what is undone: the binding gives the session a new id, which no client has yet. A
+        session that keeps its id, as no client holds it, is bound first, and gets the rest if it may stay.
         """
         if not self._is_limited(changes.labels):
             self._apply(changes)
-            return
-        undoing = self._undoing(self._known(), changes)
+        elif changes.proof is not None:
+            self._bind_or_undo(changes)
+        else:
+            self._bind_or_undo(Changes(labels=changes.labels, authenticated=changes.authenticated, seen=changes.seen))
+            rest = changes._replace(labels={}, authenticated=None)
+            if rest != Changes(labels={}, seen=changes.seen):
+                self._apply(rest)
+
+    def _bind_or_undo(self, changes: Changes) -> None:
+        known = self._known()
+        undoing = self._undoing(known, changes)
         self._apply(changes)
-        self._answered = self._line(failed=True)  # The new id holds, whatever becomes of the rest.
-        bound = self._record = self._after(record, changes)
+        if changes.proof is not None:
+            self._answered = self._line(failed=True)  # The new id holds, whatever becomes of the rest.
+        bound = self._record = self._after(known, changes)
         self._tell()
-        try:
+
+        def undo() -> None:
+            self._apply(undoing)
+            self._record = self._after(bound, undoing)
+            self._drop_edits()
+
+        with _undone(undo):
             self._check_limit(bound)
-        except (LimitReached, StoreError):
-            with suppress(StoreError):
-                self._apply(undoing)
-                self._record = self._after(bound, undoing)
-                self._drop_edits()
-            raise
 
     def _undoing(self, record: Record, changes: Changes) -> Changes:
         """Return what makes the record again what it was before the changes, but for its id and that it is nobody's."""

@@ -10,7 +10,7 @@ from .context import DATA, LIVE
 from .life import Life
 from .token import Extras
 
-__all__ = ["MISSING", "SessionMapping"]
+__all__ = ["MISSING", "SessionMapping", "check_key"]
 
 MISSING: Final[Any] = object()
 """What stands for no argument where None is one."""
@@ -48,7 +48,7 @@ class SessionMapping(Life, MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         """Write the value; the key then has no expiry of its own."""
         if key.__class__ is not str or not key.isascii():
-            _check_key(key)
+            check_key(key)
         plain = self.handler.fields.admit(value)
         data = self._data if self._ready and not self._context.done else self._writable()
         if not plain:
@@ -225,7 +225,8 @@ class SessionMapping(Life, MutableMapping[str, Any]):
         return self.state == LIVE
 
 
-def _check_key(key: object) -> None:
+def check_key(key: object) -> None:
+    """Raise TypeError for what cannot be a key."""
     if type(key) is not str:
         raise TypeError(f"The keys of a session are str, not {type(key).__name__}.")
     _JSON.admit(key)

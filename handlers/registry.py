@@ -251,10 +251,17 @@ class Registry:
         finally:
             for batch in batches.values():
                 batch.forget_written()
-        if context.merging and not failed:
-            for session in self._sessions.values():
-                session.end_merged()
+        if context.merging:
+            self._settle_merged(failed=failed)
         return answers
+
+    def _settle_merged(self, *, failed: bool) -> None:
+        """End what was merged into other sessions, or let it be where these were not written."""
+        for session in self._sessions.values():
+            if failed:
+                session.forget_merged()
+            else:
+                session.end_merged()
 
     def _rehearse(self, *, is_replacing: bool) -> None:
         """Raise what a session cannot write, such as a value that is no data, before any other has written anything.

@@ -349,7 +349,7 @@ class Session(SessionMapping):
         return ended
 
     def forget_merged(self) -> None:
-        """Let what was merged into this session be, at the end of a request that did not write it."""
+        """Let what was merged into this session be, where this one was not written."""
         self._merged = []
 
     def _end_merged(self) -> bool:

@@ -326,7 +326,7 @@ class StoredSession(LimitedSession):
             if self._written:
                 changes = self._made(record) or Changes(*self._edits(record.handle))
                 self._apply(changes)
-                self._applied.append(changes)
+                self._note(changes)
                 self._written.clear()
         else:
             self._update(failed=failed)
@@ -378,12 +378,13 @@ class StoredSession(LimitedSession):
                 self._revoked(self._record.handle)
 
     def finish(self) -> None:
-        """Write what changed after the headers went out; what then goes wrong is an event."""
+        """Write what changed after the headers went out, and end what was merged; what then goes wrong is an event."""
         if self.state != LIVE or self._outdated:
             return
         handle = handle_text(self._handle())
         try:
             self._write_late()
+            self.end_merged()
         except Exception as error:  # noqa: BLE001 - the response is out, and other sessions wait for their turn
             emit(self.handler, "late", handle, type(error).__name__)
 
@@ -393,6 +394,8 @@ class StoredSession(LimitedSession):
 
     def _create(self) -> None:
         """Insert the record; a handle that exists already is another session's, so a new one is drawn."""
+        if self.handler.idles:
+            self._touch_if_due()  # The request may have taken long.
         for attempt in range(1, MOST_HANDLES + 1):
             record = self._new_record()
             try:
@@ -434,9 +437,10 @@ class StoredSession(LimitedSession):
                     self._changes &= ~(IDENTITY | KEY | TOUCHED)
                     return
             else:
-                self._apply_within_the_limit(record, changes)
-            self._applied.append(changes)
-            self._settle(record if changes.is_data else self._after(record, changes))
+                self._apply_within_the_limit(changes)
+            self._note(changes)
+            known = self._record or record
+            self._settle(known if changes.is_data else self._after(known, changes))
             if changes.proof is not None:
                 self._tell()
         if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):

@@ -1,7 +1,7 @@
 """What a request changed in a stored session, kept apart from what it read, and said as changes to a record."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -15,6 +15,9 @@ from .outdated import RenewableSession
 from .token import Extras
 
 __all__ = ["TrackedSession"]
+
+MOST_APPLIED: Final = 32
+"""How many changes are kept apart from the record that they were made to."""
 
 Edits = tuple[dict[str, Field], list[str]]
 """Fields to write and fields to remove."""
@@ -101,6 +104,12 @@ class TrackedSession(RenewableSession):
             address=self._context.address,
             fields=packed({field: as_value(content) for field, (content, _) in sets.items()}, deadlines),
         )  # fmt: skip
+
+    def _note(self, changes: Changes) -> None:
+        """Note what was changed in the record's fields; work it in now and then, for a worker may keep its session."""
+        self._applied.append(changes)
+        if len(self._applied) >= MOST_APPLIED:
+            self._known()
 
     def _known(self) -> Record:
         """Return the record with the fields that the store has by now, as far as this request knows."""

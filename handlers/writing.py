@@ -14,6 +14,7 @@ from .contents import Loaded, field_of
 from .context import DATA, LOST
 from .events import emit
 from .ids import handle_text
+from .mapping import check_key
 from .tracking import TrackedSession
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class WritingSession(TrackedSession):
 
         The key keeps its expiry. Raises TypeError for what is no integer, SessionGone for a session that ended.
         """
+        check_key(key)
         if type(n) is not int:
             raise TypeError("incr() adds integers: n must be one.")
         if not self._is_open() or self._record is None or self._is_unwritten(key):
@@ -66,6 +68,7 @@ class WritingSession(TrackedSession):
 
         The key keeps its expiry. If another request was faster, ``fn`` is called again with what that one wrote.
         """
+        check_key(key)
         if not self._is_open() or self._record is None or self._is_unwritten(key):
             return super().update_key(key, fn, default)
         record, field = self._known().only([field_of(key)]), field_of(key)
@@ -97,8 +100,14 @@ class WritingSession(TrackedSession):
         return data.data if isinstance(data, Loaded) else data
 
     def _know(self, key: str, value: Any, changes: Changes) -> None:
-        """Show the value that the store has by now."""
-        self._applied.append(changes)
+        """Show the value that the store has by now, and how long it lasts there."""
+        self._note(changes)
+        _, deadline = changes.sets[field_of(key)]
+        if deadline:
+            self._more().deadlines[key] = deadline
+            self._ready = False
+        elif self._extras is not None:
+            self._extras.deadlines.pop(key, None)
         self._change(DATA)
         self._data[key] = value
         if self._exposed is not None:
