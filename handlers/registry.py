@@ -236,7 +236,7 @@ class Registry:
         """Do the same where one session's commit has to do with another's."""
         answers: list[Header] = []
         if not failed and (context.replacing or len(self._sessions) > 1):
-            self._rehearse(is_replacing=context.replacing)
+            self._rehearse(ends_others=context.replacing or context.merging)
         if context.replacing:
             for session in self._sessions.values():
                 session.end_replaced(failed)
@@ -263,14 +263,14 @@ class Registry:
             else:
                 session.end_merged()
 
-    def _rehearse(self, *, is_replacing: bool) -> None:
+    def _rehearse(self, *, ends_others: bool) -> None:
         """Raise what a session cannot write, such as a value that is no data, before any other has written anything.
 
         Where all are carried by the client nothing is written before all have their tokens.
         """
         writers = [session for session in self._sessions.values() if session.may_write]
         writes = len(writers) > 1 and any(session.handler.backing is not None for session in writers)
-        if is_replacing or writes:
+        if ends_others or writes:
             for session in writers:
                 session.rehearse()
 

@@ -320,6 +320,8 @@ class Session(SessionMapping):
         if self._turn != self._context.turn:
             self._judge()
         if self.state == LIVE:
+            if getattr(self, "_merged", None) and not self.is_live():
+                raise SessionGone(f"The session {self.handler.path!r} has expired meanwhile: nothing was merged.")
             self._check_writable()
 
     def _check_writable(self) -> None:

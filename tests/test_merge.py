@@ -8,6 +8,7 @@ from support import SECRET, Site, environ
 from sessiontree import (
     Handler,
     SessionGone,
+    with_absolute_timeout,
     with_clock,
     with_events,
     with_revocations,
@@ -179,3 +180,15 @@ def test_an_id_that_was_renewed_away_merges_nothing():
 
     assert pair.visit(act, HTTP_COOKIE=old) == BEFORE[0]
     assert pair.visit(seen) == BEFORE
+
+
+@pytest.mark.parametrize("kind", ["carried", "revocable"])
+def test_who_runs_out_before_the_commit_takes_no_other_session_along(kind):
+    store = FaultyStore(MemoryStore(clock=FakeClock()))
+    options = [with_clock(store.clock), option(kind, store)]
+    target = Handler("target", SECRET, *options, with_absolute_timeout(60))
+    s = Site(target, Handler("source", SECRET, *options))
+    s.visit(lambda a, b: (a.update(x=1), b.update(z=3)))
+    s.visit(lambda a, b: (a.merge(b), store.clock.advance(61)))
+    assert (s.answer.code, s.answer.cookies) == (409, [])
+    assert s.visit(lambda a, b: (dict(a), dict(b))) == ({}, {"z": 3})
