@@ -25,12 +25,12 @@ from hmac import compare_digest
 from struct import Struct
 from struct import error as struct_error
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import orjson
 
 from .clock import FOREVER, SKEW_MS
-from .errors import CompareFailed, RecordTooLarge, SessionGone, StoreUnavailable, UsageError
+from .errors import CompareFailed, Conflict, RecordTooLarge, SessionGone, StoreUnavailable, UsageError
 from .serializer import LARGEST_INT, SMALLEST_INT
 
 __all__ = [
@@ -51,10 +51,13 @@ __all__ = [
     "changed_packed",
     "check_size",
     "check_writable",
+    "closed",
     "gone",
+    "narrowed",
     "pack",
     "packed",
     "relabelled",
+    "taken",
     "unpack",
     "unpacked",
 ]
@@ -91,6 +94,14 @@ class Version(int):
     """A record's version, an int that grows with every write; ``sums`` holds what increments came to."""
 
     sums: Mapping[str, int] = NOTHING
+
+    @classmethod
+    def of(cls, number: int, sums: Mapping[str, int]) -> Self:
+        """Return the version of this number, with what increments came to."""
+        version = cls(number)
+        if sums:
+            version.sums = sums
+        return version
 
 
 class Record(NamedTuple):
@@ -264,6 +275,14 @@ def unpacked(fields: bytes) -> tuple[dict[str, Any], dict[str, int]]:
     return values, times
 
 
+def narrowed(record: Record, keys: Collection[str] | None) -> Record | None:
+    """Return the record with the fields of these keys alone, or as it is for None; garbage is no record: None."""
+    try:
+        return record if keys is None else record.only(keys)
+    except ValueError:
+        return None
+
+
 def as_value(content: Content) -> Any:
     """Return a content as it lies among packed values."""
     if content.__class__ is Json:
@@ -369,6 +388,16 @@ def check_writable(record: Record, proof: bytes, now: int) -> None:
 def gone() -> SessionGone:
     """Return what every late write is answered."""
     return SessionGone("The session was revoked, renewed or has expired meanwhile, so nothing was written: begin anew.")
+
+
+def taken() -> Conflict:
+    """Return what whoever creates a record is answered, if its handle lives."""
+    return Conflict("A session of this handle exists already: load it, or take another handle.")
+
+
+def closed() -> UsageError:
+    """Return what every verb of a closed store is answered."""
+    return UsageError("This store is closed: open a new one.")
 
 
 def changed_fields(

@@ -12,8 +12,21 @@ from typing import Final
 from weakref import WeakSet
 
 from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
-from ..errors import Conflict, SessionGone, UsageError
-from ..records import FORM, LARGEST, Changes, Page, Record, Version, changed, check_size, gone
+from ..errors import SessionGone
+from ..records import (
+    FORM,
+    LARGEST,
+    Changes,
+    Page,
+    Record,
+    Version,
+    changed,
+    check_size,
+    closed,
+    gone,
+    narrowed,
+    taken,
+)
 from .announcing import Announcing, OnChange, Stop
 from .protocol import PAGE, SWEEP_MARGIN_MS
 
@@ -58,12 +71,7 @@ class MemoryStore(Announcing):
         if not (now < record.absolute and now < record.idle and now < record.own):
             self._remove_if_same(record)
             return None
-        if keys is None:
-            return record
-        try:
-            return record.only(keys)
-        except ValueError:
-            return None  # Garbage is no record.
+        return record if keys is None else narrowed(record, keys)
 
     def load_many(self, handles: Sequence[str]) -> dict[str, Record]:
         """Return the live records among these."""
@@ -78,7 +86,7 @@ class MemoryStore(Announcing):
                 self._check_open()
                 old = self._get(record.handle)
                 if old is not None and old.is_live(self._now()):
-                    raise Conflict("A session of this handle exists already: load it, or take another handle.")
+                    raise taken()
                 if old is not None:
                     self._remove(old)
                 self._put(record)
@@ -108,10 +116,7 @@ class MemoryStore(Announcing):
         finally:
             if self._listeners:
                 self.announce(handle)
-        version = Version(record.version)
-        if sums:
-            version.sums = sums
-        return version
+        return Version.of(record.version, sums)
 
     def revoke(self, handle: str) -> bool:
         """End the session; return whether it was live."""
@@ -237,7 +242,7 @@ class MemoryStore(Announcing):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("This store is closed: open a new one.")
+            raise closed()
 
     def _get(self, handle: str) -> Record | None:
         return self._shards.get(handle[:PREFIX], _NONE).get(handle)

@@ -754,6 +754,7 @@ def test_garbage_among_the_fields_is_its_readers_to_judge_and_none_of_the_engine
     if found is not None:
         with pytest.raises(ValueError, match=r"\w"):
             found.contents(0)
+        assert store.load(record.handle, ["n"]) is None
     for changes in (Changes(adds={"n": 1}), Changes(sets={"n": (js(1), FOREVER)}, expects={"n": None})):
         with suppress(SessionGone, StoreUnavailable):
             store.apply(record.handle, PROOF, changes)

@@ -142,9 +142,7 @@ class LosesUpdates(MemoryStore):
         record, sums = changed(old, proof, changes, self.clock.now())
         with self._lock:
             self._replace(self._get(handle), record)
-        version = Version(record.version)
-        version.sums = sums
-        return version
+        return Version.of(record.version, sums)
 
 
 class LoadsExpired(MemoryStore):

@@ -28,7 +28,7 @@ from ...caches.protocol import MAX_STALENESS
 from ...clock import Clock, Duration, milliseconds
 from ...errors import ConfigError, SessionError, StoreError
 from ...keys import Keys
-from ...records import Changes, Page, Record, Version
+from ...records import Changes, Page, Record, Version, narrowed
 from ..announcing import Announcing, OnChange, Stop
 from ..protocol import PAGE, Confirming, Store, Write, fits
 from .front import Front
@@ -80,7 +80,7 @@ class LayeredStore(Announcing):
         """Return the live record or None, from the front if that knows."""
         look = self._front.look(handle)
         if look.is_known:
-            return _only(look.record, keys)
+            return None if look.record is None else narrowed(look.record, keys)
         record = self.primary.load(handle, keys)
         if look.lease is not None and keys is None:
             self._front.fill(handle, record, look.lease)
@@ -239,15 +239,6 @@ class LayeredStore(Announcing):
         finally:
             self.announce(None)
             self._listeners.clear()
-
-
-def _only(record: Record | None, keys: Collection[str] | None) -> Record | None:
-    if record is None or keys is None:
-        return record
-    try:
-        return record.only(keys)
-    except ValueError:
-        return None  # Garbage is no record.
 
 
 def _outcome(store: Store, *write: Any) -> Version | Exception:

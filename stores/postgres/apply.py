@@ -202,10 +202,7 @@ class PostgresRows(PostgresServer):
         link.run(statements.commit)
         if is_watched(result):
             self._tell(link, [handle])
-        version = Version(record.version)
-        if sums:
-            version.sums = sums
-        return version
+        return Version.of(record.version, sums)
 
     def _relabel_row(self, link: Link, handle: bytes, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         for name in before.keys() | after.keys():
@@ -281,11 +278,10 @@ def _answered(result: Result, changes: Changes) -> Version | None:
     number = result.get_value(0, 0) if result.ntuples else None
     if number is None:
         return None
-    version: Version = Version.from_bytes(number)
-    if changes.adds:
-        sums = map(int, (result.get_value(0, 2) or b"").split(b","))
-        version.sums = dict(zip(changes.adds, sums, strict=True))
-    return version
+    if not changes.adds:
+        return Version.from_bytes(number)
+    sums = map(int, (result.get_value(0, 2) or b"").split(b","))
+    return Version.of(int.from_bytes(number), dict(zip(changes.adds, sums, strict=True)))
 
 
 def label_entries(labels: Mapping[str, str | None]) -> list[bytes]:

@@ -16,8 +16,8 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from ...clock import Clock, SystemClock
-from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable, UsageError
-from ...records import LARGEST
+from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
+from ...records import LARGEST, closed
 from .link import FAILURES, FRESH, OK, Link, Statement, seconds
 from .schema import admitted, brought_up
 
@@ -243,7 +243,7 @@ class PostgresServer:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("This store is closed: open a new one.")
+            raise closed()
 
     def _repeated(self, error: Error, link: Link, verb: Callable[[Link, *_Ts], _T], *arguments: *_Ts) -> _T:
         """Do the verb again if the server did nothing of it, and would do it now."""

@@ -18,8 +18,8 @@ import orjson
 from psycopg import Connection
 
 from ...clock import FOREVER, Duration, milliseconds
-from ...errors import Conflict, NotImplementedByStore, SessionError, StoreError, StoreUnavailable, UsageError
-from ...records import Changes, Json, Page, Record, Version, check_size, gone
+from ...errors import NotImplementedByStore, SessionError, StoreError, StoreUnavailable, UsageError
+from ...records import Changes, Json, Page, Record, Version, check_size, gone, narrowed, taken
 from ..announcing import Announcing, OnChange, Stop, both
 from ..protocol import PAGE, SWEEP_MARGIN_MS, Write
 from .apply import YES, PostgresRows, is_watched
@@ -87,7 +87,7 @@ class PostgresStore(PostgresRows, Announcing):
         if not (now < record.absolute and now < record.own and now < record.idle):
             self._remove_if_same(record)
             return None
-        return record if keys is None else record.only(keys)
+        return record if keys is None else narrowed(record, keys)
 
     def load_many(self, handles: Sequence[str]) -> dict[str, Record]:
         """Return the live records among these, with one statement for each few hundred."""
@@ -301,7 +301,7 @@ class PostgresStore(PostgresRows, Announcing):
         row = (*row_of(record), bigint(self._now()), texts(names), texts(values), self._locks(names, values))
         result = self._write(link, self._statements.create, row, record.handle.encode())
         if result.get_value(0, 0) != YES:
-            raise Conflict("A session of this handle exists already: load it, or take another handle.")
+            raise taken()
 
     def _revoke(self, link: Link, handle: bytes) -> bytes | None:
         return self._write(link, self._statements.revoke, (handle,), handle).get_value(0, 0)

@@ -23,7 +23,8 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
-from ...errors import StoreUnavailable, UsageError
+from ...errors import StoreUnavailable
+from ...records import closed
 from .lua import Script
 
 __all__ = ["Command", "Link", "made_connection", "ours", "packed"]
@@ -376,7 +377,7 @@ class Link:
     def check_open(self) -> None:
         """Raise UsageError once the link is closed."""
         if self._closed:
-            raise UsageError("This store is closed: open a new one.")
+            raise closed()
 
     def close(self) -> None:
         """Close every connection; those in use close with the verb that uses them."""

@@ -7,7 +7,7 @@ nobody has asked for since, a minute later.
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from threading import Event
 from typing import Any, Final
@@ -18,8 +18,8 @@ from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from ...clock import Clock, Duration, SystemClock, milliseconds
-from ...errors import ConfigError, Conflict, NotImplementedByStore, SessionError, StoreUnavailable
-from ...records import LARGEST, Changes, Record, Version, changed, check_size, gone
+from ...errors import ConfigError, NotImplementedByStore, SessionError, StoreUnavailable
+from ...records import LARGEST, Changes, Record, Version, changed, check_size, gone, taken
 from ..announcing import OnChange, Stop, both
 from ..protocol import Write
 from .index import RedisIndex
@@ -129,7 +129,7 @@ class RedisStore(RedisIndex, RedisScan):
             if self._listeners:
                 self.announce(record.handle)
         if answer is None:
-            raise Conflict("A session of this handle exists already: load it, or take another handle.")
+            raise taken()
 
     def apply(self, handle: str, proof: bytes, changes: Changes) -> Version:
         """Make all the changes or none."""
@@ -217,7 +217,7 @@ class RedisStore(RedisIndex, RedisScan):
     def _told(self, answer: Any, handle: str, proof: bytes, changes: Changes) -> Version:
         """Return the version that the script answered, or raise what it means; what it left to us is done now."""
         if answer.__class__ is list:
-            return _version(answer[0], dict(zip(changes.adds, map(int, answer[4:]), strict=True)))
+            return Version.of(answer[0], dict(zip(changes.adds, map(int, answer[4:]), strict=True)))
         if answer > 0:
             return Version(answer)
         if answer == GONE:
@@ -235,7 +235,7 @@ class RedisStore(RedisIndex, RedisScan):
                 self._remove_expired({handle: head})
             after, sums = changed(record, proof, changes, now, self.largest)
             if self._swap(record, head, after, now):
-                return _version(after.version, sums)
+                return Version.of(after.version, sums)
             _pause(attempt)
         raise StoreUnavailable(f"The session {handle!r} was changed by others again and again: try again.")
 
@@ -307,13 +307,6 @@ def _name_or_nothing(key: str) -> bytes:
 def _pairs_of(changes: Changes) -> list[bytes]:
     """Return the labels that are set."""
     return [pair_of(label, value) for label, value in changes.labels.items() if value is not None]
-
-
-def _version(number: int, sums: Mapping[str, int]) -> Version:
-    version = Version(number)
-    if sums:
-        version.sums = sums
-    return version
 
 
 def _pause(attempt: int) -> None:

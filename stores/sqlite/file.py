@@ -16,8 +16,8 @@ from urllib.parse import quote
 from weakref import WeakSet
 
 from ...clock import Clock, SystemClock
-from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable, UsageError
-from ...records import LARGEST
+from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
+from ...records import LARGEST, closed
 
 __all__ = ["APPLICATION", "STEPS", "Engine", "SqliteFile", "connected", "every_row"]
 
@@ -171,7 +171,7 @@ class SqliteFile:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("This store is closed: open a new one.")
+            raise closed()
 
     def _ours(self, error: sqlite3.Error) -> SessionError:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF

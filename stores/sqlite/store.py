@@ -9,13 +9,26 @@ alone wait for the disk. How other processes hear of changes is told in ``sqlite
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from ...clock import Duration, milliseconds
-from ...errors import Conflict, SessionError, StoreError, UsageError
-from ...records import Changes, Page, Record, Version, changed, changed_packed, check_size, gone, pack, unpack
+from ...errors import SessionError, StoreError, UsageError
+from ...records import (
+    Changes,
+    Page,
+    Record,
+    Version,
+    changed,
+    changed_packed,
+    check_size,
+    gone,
+    narrowed,
+    pack,
+    taken,
+    unpack,
+)
 from ..announcing import Announcing, OnChange, Stop, both
 from ..protocol import PAGE, SWEEP_MARGIN_MS
 from .file import Engine, SqliteFile, every_row
@@ -77,12 +90,7 @@ class SqliteStore(SqliteFile, Announcing):
         if not (now < record.absolute and now < record.own and now < record.idle):
             self._remove_if_same(handle, raw)
             return None
-        if keys is None:
-            return record
-        try:
-            return record.only(keys)
-        except ValueError:
-            return None
+        return record if keys is None else narrowed(record, keys)
 
     def load_many(self, handles: Sequence[str]) -> dict[str, Record]:
         """Return the live records among these, with one statement for each few hundred."""
@@ -277,7 +285,7 @@ class SqliteStore(SqliteFile, Announcing):
         if not swapped:
             return None
         engine.last = handle, after
-        return _version(number, sums)
+        return Version.of(number, sums)
 
     def _apply(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version:
         version = None if changes.labels else self._swap(engine, handle, proof, changes)
@@ -297,14 +305,14 @@ class SqliteStore(SqliteFile, Announcing):
         record, sums = changed(old, proof, changes, now, self.largest)
         _replace(engine, old, record)
         execute("COMMIT")
-        return _version(record.version, sums)
+        return Version.of(record.version, sums)
 
     def _create(self, engine: Engine, record: Record, row: tuple[str, int, bytes]) -> None:
         cursor = engine.cursor
         cursor.execute("BEGIN IMMEDIATE")
         cursor.execute(_DELETE_DEAD, (record.handle, self._now()))
         if not _count(engine, _INSERT, row):
-            raise Conflict("A session of this handle exists already: load it, or take another handle.")
+            raise taken()
         cursor.executemany(_LABEL, [(name, value, record.handle) for name, value in record.label.items()])
         cursor.execute("COMMIT")
 
@@ -386,13 +394,6 @@ def _readable(handle: str, raw: bytes) -> Record:
     if record is None:
         raise gone()
     return record
-
-
-def _version(number: int, sums: Mapping[str, int]) -> Version:
-    version = Version(number)
-    if sums:
-        version.sums = sums
-    return version
 
 
 def _was_seen(raw: bytes, handle: str) -> int:
