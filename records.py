@@ -49,6 +49,9 @@ __all__ = [
     "changed",
     "changed_fields",
     "changed_packed",
+    "check_form",
+    "check_numbers",
+    "check_proof",
     "check_size",
     "check_writable",
     "closed",
@@ -58,6 +61,7 @@ __all__ = [
     "packed",
     "relabelled",
     "taken",
+    "too_wide",
     "unpack",
     "unpacked",
 ]
@@ -74,6 +78,10 @@ LARGEST: Final = 1 << 20
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _HEAD: Final = Struct(">Bqqqqqqqq32sH")
+_NUMBERS: Final = Struct(">9q")
+_LAST: Final = (1 << 63) - 1
+"""The latest time that fits into 64 bits."""
+
 _RAW: Final = "$bytes"
 _NO_FIELDS: Final = b"{}"
 
@@ -167,7 +175,7 @@ class Record(NamedTuple):
 
     def check_form(self) -> None:
         """Raise StoreUnavailable for a record of a newer release, so that a rolling deployment logs nobody out."""
-        _check_form(self.form)
+        check_form(self.form)
 
     def admits(self, proof: bytes, now: int) -> bool:
         """Tell whether the proof may read: the current one, or in its grace the one before."""
@@ -298,14 +306,19 @@ def _content(value: Any) -> Content:
 
 
 def pack(record: Record) -> bytes:
-    """Return all of a record but its handle as bytes; raise UsageError for a proof that is not 32 bytes."""
-    if len(record.proof) != PROOF_BYTES:
-        raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+    """Return all of a record but its handle as bytes.
+
+    Raises UsageError for a proof that is not 32 bytes, and for numbers of more than 64 bits.
+    """
+    check_proof(record.proof)
     tail = orjson.dumps([record.path, record.labels, record.agent, record.address, record.previous.hex()])
-    head = _HEAD.pack(
-        record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,
-        record.authenticated, record.grace, record.proof, len(tail),
-    )  # fmt: skip
+    try:
+        head = _HEAD.pack(
+            record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,
+            record.authenticated, record.grace, record.proof, len(tail),
+        )  # fmt: skip
+    except struct_error as error:
+        raise too_wide(error) from error
     return b"".join((head, tail, record.fields))
 
 
@@ -314,7 +327,7 @@ def unpack(handle: str, raw: bytes) -> Record | None:
     try:
         form, version, created, absolute, own, idle, seen, authenticated, grace, proof, size = _HEAD.unpack_from(raw)
         if form != FORM:
-            _check_form(form)
+            check_form(form)
         end = _HEAD.size + size
         path, labels, agent, address, previous = orjson.loads(raw[_HEAD.size : end])
         return tuple.__new__(  # As _make() does, without a frame of its own.
@@ -338,14 +351,14 @@ def changed_packed(
     except (struct_error, TypeError) as error:
         raise gone() from error
     if form != FORM:
-        _check_form(form)
+        check_form(form)
     if not compare_digest(mine, proof) or not (now < absolute and now < own and now < idle):
         raise gone()
     end = _HEAD.size + size
     fields, sums = changed_fields(raw[end:], changes, now, largest)
     if changes.sets or changes.deletes or changes.adds or changes.expects:
         version += 1
-    seen = max(seen, now if changes.seen is None else changes.seen)
+    seen = _later(seen, changes, now)
     head = _HEAD.pack(form, version, created, absolute, own, idle, seen, authenticated, grace, mine, size)
     return b"".join((head, raw[_HEAD.size : end], fields)), version, sums
 
@@ -356,18 +369,19 @@ def changed(
     """Return the record with the changes made, and what each increment came to.
 
     Raises SessionGone for a record that has expired or is not the proof's, CompareFailed, TypeError for an
-    increment of what is no integer, and RecordTooLarge. Then nothing may be written.
+    increment of what is no integer, RecordTooLarge, and UsageError for numbers of more than 64 bits. Then nothing may
+    be written.
     """
     if record.form != FORM:
         record.check_form()
     check_writable(record, proof, now)
     fields, sums = changed_fields(record.fields, changes, now, largest)
     if changes.is_data and fields is not record.fields:
-        return record.written(fields, _seen(record, changes, now)), sums
+        return record.written(fields, _later(record.seen, changes, now)), sums
     record = record._replace(
         fields=fields,
         version=record.version if changes.is_touch else record.version + 1,
-        seen=_seen(record, changes, now),
+        seen=_later(record.seen, changes, now),
         own=record.own if changes.own is None else changes.own,
         idle=record.idle if changes.idle is None else changes.idle,
         authenticated=record.authenticated if changes.authenticated is None else changes.authenticated,
@@ -376,6 +390,7 @@ def changed(
         record = record._replace(proof=changes.proof, previous=record.proof, grace=changes.grace)
     if changes.labels:
         record = record._replace(labels=relabelled(record.labels, changes.labels))
+    check_numbers(record)
     return record, sums
 
 
@@ -454,6 +469,36 @@ def _compare(values: Mapping[str, Any], expects: Mapping[str, Content | None]) -
             raise CompareFailed(f"The key {key!r} was changed meanwhile: read it again.")
 
 
+def check_form(form: int) -> None:
+    """Raise StoreUnavailable for the form of a newer release."""
+    if form > FORM:
+        raise StoreUnavailable(
+            f"The record has the format {form}, which a newer release wrote: deploy that release here too."
+        )
+
+
+def check_proof(proof: bytes) -> None:
+    """Raise UsageError for a proof that no engine with rows of bytes can keep."""
+    if len(proof) != PROOF_BYTES:
+        raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(proof)}: hash what is longer.")
+
+
+def check_numbers(record: Record) -> None:
+    """Raise UsageError for a record whose numbers do not all fit into 64 bits, as ``pack`` does."""
+    try:
+        _NUMBERS.pack(
+            record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,
+            record.authenticated, record.grace,
+        )  # fmt: skip
+    except struct_error as error:
+        raise too_wide(error) from error
+
+
+def too_wide(reason: object) -> UsageError:
+    """Return what whoever writes a number of more than 64 bits is answered."""
+    return UsageError(f"A record's numbers have 64 bits at most: {reason}.")
+
+
 def check_size(fields: bytes, largest: int) -> None:
     """Raise RecordTooLarge if packed fields are larger than a store takes."""
     if len(fields) > largest:
@@ -487,12 +532,10 @@ def _set_to(content: Content) -> Any:
     return orjson.loads(bytes(content)) if content.__class__ is Json else None
 
 
-def _check_form(form: int) -> None:
-    if form > FORM:
-        raise StoreUnavailable(
-            f"The record has the format {form}, which a newer release wrote: deploy that release here too."
-        )
-
-
-def _seen(record: Record, changes: Changes, now: int) -> int:
-    return max(record.seen, now if changes.seen is None else changes.seen)
+def _later(seen: int, changes: Changes, now: int) -> int:
+    """Return when a record is last seen that was seen then, before these changes."""
+    if changes.seen is None:
+        return max(seen, now)
+    if changes.seen > _LAST:
+        raise too_wide(changes.seen)
+    return max(seen, changes.seen)

@@ -4,8 +4,7 @@ import sys
 from struct import Struct
 from typing import Final
 
-from ..errors import UsageError
-from ..records import PROOF_BYTES, Record
+from ..records import PROOF_BYTES, Record, check_proof
 
 __all__ = ["Kept"]
 
@@ -37,8 +36,7 @@ class Kept:
 
     def __init__(self, record: Record, until: float) -> None:
         """Take the record apart; raise UsageError for a proof that is not 32 bytes."""
-        if len(record.proof) != PROOF_BYTES:
-            raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+        check_proof(record.proof)
         numbers = _NUMBERS.pack(
             record.created, record.absolute, record.own, record.idle, record.seen, record.authenticated, record.grace,
             record.form, record.proof,

@@ -21,6 +21,7 @@ from ..records import (
     Record,
     Version,
     changed,
+    check_numbers,
     check_size,
     closed,
     gone,
@@ -81,6 +82,7 @@ class MemoryStore(Announcing):
     def create(self, record: Record) -> None:
         """Insert the record; raise Conflict if its handle lives."""
         check_size(record.fields, self.largest)
+        check_numbers(record)
         try:
             with self._lock:
                 self._check_open()

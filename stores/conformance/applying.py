@@ -1,6 +1,7 @@
 """What ``apply`` promises, and ``apply_many`` where a store has it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from ...errors import (
     CompareFailed,
     RecordTooLarge,
     SessionGone,
+    UsageError,
 )
 from ...records import Changes, Content, Version, unpacked
 from ..protocol import Pipelining, Store
@@ -45,6 +47,20 @@ class Applying(StoreCases):
         found = loaded(store, record.handle)
         unchanged = record._replace(version=found.version, fields=found.fields)
         assert found == unchanged
+
+    @pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 1 << 70])
+    @pytest.mark.parametrize("name", ["created", "absolute", "own", "idle", "seen", "authenticated", "grace"])
+    def test_a_number_of_more_than_64_bits_is_its_writers_mistake(self, store: Store, name: str, number: int) -> None:
+        record, numbers = new(store), dict[str, Any]({name: number})
+        with pytest.raises(UsageError, match="64 bits"):
+            store.create(record._replace(handle=fresh_handle(), **numbers))
+        if name in {"created", "absolute"} or (name == "seen" and number < 0):
+            return  # no change can name it, or it is earlier than what is there
+        proof = OTHER_PROOF if name == "grace" else None
+        for sets in ({}, {"k": (js(1), 0)}):
+            with pytest.raises(UsageError, match="64 bits"):
+                store.apply(record.handle, PROOF, Changes(sets=sets, proof=proof)._replace(**numbers))
+        assert loaded(store, record.handle) == record
 
     def test_the_version_grows_by_one_with_each_write(self, store: Store) -> None:
         record = new(store, fields=fields(n=js(1)))

@@ -7,6 +7,7 @@ way locks the row and asks ``records.changed``.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from struct import error as struct_error
 from typing import Final, TypeAlias
 
 import orjson
@@ -145,10 +146,14 @@ class PostgresRows(PostgresServer):
     def _asked(self, handle: bytes, proof: bytes, changes: Changes) -> Asked | None:
         """Return what to ask the server to do, the plain way if that will do; None for what is to be looked at."""
         now = self._now()
-        if is_plain(changes):
-            return self._asked_plainly(handle, proof, changes, now)
-        if is_odd(changes):
+        try:
+            if is_plain(changes):
+                return self._asked_plainly(handle, proof, changes, now)
+            return None if is_odd(changes) else self._asked_of_function(handle, proof, changes, now)
+        except struct_error:  # a number of more than 64 bits
             return None
+
+    def _asked_of_function(self, handle: bytes, proof: bytes, changes: Changes, now: int) -> Asked:
         edits, adds, expects = list(_edits(changes)), changes.adds, changes.expects
         names, values = self._indexed(changes.labels)
         return self._statements.apply, (

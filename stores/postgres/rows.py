@@ -18,8 +18,18 @@ from typing import Any, Final
 
 import orjson
 
-from ...errors import UsageError
-from ...records import FORM, NOTHING, PROOF_BYTES, Content, Json, Record, as_value, unpacked
+from ...records import (
+    FORM,
+    NOTHING,
+    Content,
+    Json,
+    Record,
+    as_value,
+    check_form,
+    check_proof,
+    too_wide,
+    unpacked,
+)
 from .link import Result
 
 __all__ = [
@@ -82,11 +92,11 @@ def record_of(result: Result, row: int, handle: str | None = None) -> Record | N
     try:
         form, version, created, absolute, own, idle, seen, authenticated, grace, proof = _HEAD.unpack(head)
         if form != FORM:
-            _check_form(form)
+            check_form(form)
         path, agent, address = _described(about)
         labelled = "" if labels is None else _object(labels).decode()
     except struct_error:  # the proof has another length, which a newer release may have given it
-        _check_form(*_FORM.unpack_from(head))
+        check_form(*_FORM.unpack_from(head))
         return None
     except ValueError:
         return None
@@ -103,12 +113,11 @@ def record_of(result: Result, row: int, handle: str | None = None) -> Record | N
 
 
 def row_of(record: Record) -> list[bytes | None]:
-    """Return the parameters of a row; raise UsageError for a proof that is not 32 bytes.
+    """Return the parameters of a row; raise UsageError for a proof that is not 32 bytes, and for too large numbers.
 
     Fields that are no JSON object are NULL: garbage is no record, whoever wrote it.
     """
-    if len(record.proof) != PROOF_BYTES:
-        raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+    check_proof(record.proof)
     fields: bytes | None = None
     deadlines: Mapping[str, int] = NOTHING
     try:
@@ -116,12 +125,16 @@ def row_of(record: Record) -> list[bytes | None]:
         fields = _packed(values)
     except ValueError:
         pass
-    numbers = (
-        record.form, record.version, record.created, record.absolute, record.own, record.idle, record.seen,
-        record.authenticated, record.grace,
-    )  # fmt: skip
+    try:
+        numbers = [
+            bigint(record.form), bigint(record.version), bigint(record.created), bigint(record.absolute),
+            bigint(record.own), bigint(record.idle), bigint(record.seen), bigint(record.authenticated),
+            bigint(record.grace),
+        ]  # fmt: skip
+    except struct_error as error:
+        raise too_wide(error) from error
     return [
-        record.handle.encode(), *map(bigint, numbers), record.proof, record.previous,
+        record.handle.encode(), *numbers, record.proof, record.previous,
         orjson.dumps([record.path, record.agent, record.address]),
         _packed(record.label) if record.labels else None, fields, _packed(deadlines) if deadlines else None,
     ]  # fmt: skip
@@ -134,11 +147,6 @@ def _described(about: bytes) -> list[str]:
     if not isinstance(found, list) or [type(each) for each in found] != [str, str, str]:
         raise ValueError(about)
     return found
-
-
-def _check_form(form: int) -> None:
-    """Raise StoreUnavailable for what a newer release wrote."""
-    Record("", "", 0, 0, 0, 0, b"", 0, form=form).check_form()
 
 
 def _object(packed: bytes) -> bytes:

@@ -22,8 +22,21 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from ...clock import FOREVER
-from ...errors import UsageError
-from ...records import FORM, NOTHING, PROOF_BYTES, Changes, Content, Field, Json, Record, as_value, unpacked
+from ...records import (
+    FORM,
+    NOTHING,
+    PROOF_BYTES,
+    Changes,
+    Content,
+    Field,
+    Json,
+    Record,
+    as_value,
+    check_form,
+    check_proof,
+    too_wide,
+    unpacked,
+)
 
 __all__ = [
     "EXACT",
@@ -88,8 +101,7 @@ def pair_of(label: str, value: str) -> bytes:
 
 def hash_of(record: Record) -> Hash:
     """Return the hash of a record; raise UsageError for a record that no store can keep."""
-    if len(record.proof) != PROOF_BYTES:
-        raise UsageError(f"A record's proof has {PROOF_BYTES} bytes, not {len(record.proof)}: hash what is longer.")
+    check_proof(record.proof)
     contents, size, deadlines_size, soon = _contents_of(record.fields)
     try:
         head = _HEAD.pack(
@@ -97,7 +109,7 @@ def hash_of(record: Record) -> Hash:
             record.absolute, record.own, record.idle, size, deadlines_size, record.proof,
         )  # fmt: skip
     except struct.error as error:
-        raise UsageError(f"A record's numbers have 64 bits at most: {error}.") from error
+        raise too_wide(error) from error
     tail = orjson.dumps([record.path, record.agent, record.address])
     return Hash(head + record.previous, tail, _lines_of(record.label), contents)
 
@@ -132,7 +144,7 @@ def _record_of(handle: str, texts: list[bytes]) -> tuple[Record, bytes] | None:
         (form, version, created, seen, authenticated, grace, _, absolute, own, idle, _, deadlines_size,
          proof) = _HEAD.unpack_from(head)  # fmt: skip
         if form != FORM:
-            Record(handle, "", 0, 0, 0, 0, b"", 0, form=form).check_form()
+            check_form(form)
         path, agent, address = orjson.loads(tail[1:])
         fields = _with_deadlines(texts) if deadlines_size else b"{" + b",".join(texts) + b"}"
     except (struct.error, LookupError, ValueError, TypeError):
