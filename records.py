@@ -55,11 +55,14 @@ __all__ = [
     "check_size",
     "check_writable",
     "closed",
+    "drop_expired",
     "gone",
     "narrowed",
     "pack",
     "packed",
+    "reidentified",
     "relabelled",
+    "split",
     "taken",
     "too_wide",
     "unpack",
@@ -275,12 +278,18 @@ def packed(values: Mapping[str, Any], deadlines: Mapping[str, int] = NOTHING) ->
 
 def unpacked(fields: bytes) -> tuple[dict[str, Any], dict[str, int]]:
     """Return values and deadlines of packed fields; raise ValueError if these are none."""
-    raw, _, deadlines = fields.partition(b"\n")
+    raw, deadlines = split(fields)
     values = orjson.loads(raw)
     times = orjson.loads(deadlines) if deadlines else {}
     if values.__class__ is not dict or times.__class__ is not dict:
         raise ValueError("The fields of a record are a JSON object.")
     return values, times
+
+
+def split(fields: bytes) -> tuple[bytes, bytes]:
+    """Return packed fields as the JSON of the values and that of the deadlines, which is nothing if no key has one."""
+    values, _, deadlines = fields.partition(b"\n")
+    return values, deadlines
 
 
 def narrowed(record: Record, keys: Collection[str] | None) -> Record | None:
@@ -378,9 +387,16 @@ def changed(
     fields, sums = changed_fields(record.fields, changes, now, largest)
     if changes.is_data and fields is not record.fields:
         return record.written(fields, _later(record.seen, changes, now)), sums
+    version = record.version if changes.is_touch else record.version + 1
+    return reidentified(record, changes, now)._replace(fields=fields, version=version), sums
+
+
+def reidentified(record: Record, changes: Changes, now: int) -> Record:
+    """Return the record with all that the changes say but of its fields and its version: ``changed`` has those too.
+
+    Raises UsageError for numbers of more than 64 bits.
+    """
     record = record._replace(
-        fields=fields,
-        version=record.version if changes.is_touch else record.version + 1,
         seen=_later(record.seen, changes, now),
         own=record.own if changes.own is None else changes.own,
         idle=record.idle if changes.idle is None else changes.idle,
@@ -391,7 +407,7 @@ def changed(
     if changes.labels:
         record = record._replace(labels=relabelled(record.labels, changes.labels))
     check_numbers(record)
-    return record, sums
+    return record
 
 
 def check_writable(record: Record, proof: bytes, now: int) -> None:
@@ -429,8 +445,10 @@ def changed_fields(
         values, deadlines = unpacked(fields)
     except ValueError as error:
         raise gone() from error
-    if deadlines or expects:
-        _check_fields(values, deadlines, expects, now)
+    if deadlines:
+        drop_expired(values, deadlines, now)
+    if expects:
+        _compare(values, expects)
     for key in deletes:
         values.pop(key, None)
         deadlines.pop(key, None)
@@ -447,15 +465,8 @@ def changed_fields(
     return result, sums
 
 
-def _check_fields(
-    values: dict[str, Any], deadlines: dict[str, int], expects: Mapping[str, Content | None], now: int
-) -> None:
-    """Leave expired keys out, then compare what is to be compared."""
-    _drop_expired(values, deadlines, now)
-    _compare(values, expects)
-
-
-def _drop_expired(values: dict[str, Any], deadlines: dict[str, int], now: int) -> None:
+def drop_expired(values: dict[str, Any], deadlines: dict[str, int], now: int) -> None:
+    """Take the keys whose own deadline has passed out of both."""
     for key in [key for key, deadline in deadlines.items() if deadline <= now]:
         del deadlines[key]
         values.pop(key, None)

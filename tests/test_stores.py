@@ -35,7 +35,9 @@ from sessiontree.records import (
     changed,
     check_size,
     packed,
+    reidentified,
     relabelled,
+    split,
     unpacked,
 )
 from sessiontree.serializer import JsonSerializer
@@ -391,6 +393,18 @@ def test_a_change_leaves_the_record_that_it_came_from_alone():
     after, sums = changed(record, PROOF, Changes(adds={"n": 1}), 7)
     assert (record.contents(0)["n"], after.contents(0)["n"], sums) == ((js(1), 0), (js(2), 0), {"n": 2})
     assert (after.version, after.seen) == (2, 7)
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_what_changes_say_of_a_record_but_its_fields_is_said_without_them(kind):
+    record = a_record(fields=fields(n=js(1), k=js("v")), labels='{"subject":"ann"}')
+    after, _ = changed(record, PROOF, LATE[kind], 7)
+    assert reidentified(record, LATE[kind], 7) == after._replace(fields=record.fields, version=record.version)
+
+
+def test_packed_fields_split_into_values_and_deadlines():
+    assert split(fields(n=js(1))) == (b'{"n":1}', b"")
+    assert split(fields(n=js(1), c=(js(2), 9))) == (b'{"n":1,"c":2}', b'{"c":9}')
 
 
 def test_expired_keys_are_dropped_with_the_next_write():
