@@ -15,6 +15,7 @@ from .errors import ConfigError
 __all__ = [
     "FOREVER",
     "LONGEST",
+    "LONGEST_WAIT_MS",
     "SKEW_MS",
     "Clock",
     "Duration",
@@ -22,6 +23,7 @@ __all__ = [
     "SystemClock",
     "milliseconds",
     "stopwatch",
+    "waiting",
 ]
 
 Duration = int | float | timedelta
@@ -35,6 +37,9 @@ FOREVER: Final = 1 << 62
 
 SKEW_MS: Final = 60_000
 """How far apart the clocks of two machines may be, in milliseconds."""
+
+LONGEST_WAIT_MS: Final = 86_400_000
+"""The longest time-out that our stores take, in milliseconds: a day. Timers of operating systems end after 24."""
 
 LEAP_MS: Final = 1000 * 365 * 86_400_000
 """How far a stopwatch leaps when its clock is set back, in milliseconds."""
@@ -148,6 +153,23 @@ def milliseconds(duration: Duration) -> int:
     if abs(result) > LONGEST:
         raise ConfigError("A duration must be at most ten thousand years: pass None for no limit.")
     return result
+
+
+def waiting(timeout: Duration, longest: int, name: str, *, shortest: int = 1) -> float:
+    """Return a time-out as seconds, rounded up to 1 ms; ``name`` is the class that waits, and the bounds are in ms.
+
+    Raises ConfigError for a time outside the bounds, and for what is no duration.
+
+    >>> waiting(timedelta(minutes=1), LONGEST_WAIT_MS, "RedisStore")
+    60.0
+    """
+    wait = milliseconds(timeout)
+    if not shortest <= wait <= longest:
+        raise ConfigError(
+            f"A {name} waits from {shortest / 1000:g} to {longest / 1000:g} seconds, not {timeout!r}: pass for "
+            "example 0.5."
+        )
+    return wait / 1000
 
 
 def _from_float(seconds: float) -> int:

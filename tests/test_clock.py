@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sessiontree
 from sessiontree import ConfigError
-from sessiontree.clock import FOREVER, LONGEST, Clock, FakeClock, SystemClock, milliseconds
+from sessiontree.clock import FOREVER, LONGEST, LONGEST_WAIT_MS, Clock, FakeClock, SystemClock, milliseconds, waiting
 
 quick = settings(deadline=None, max_examples=60)
 TEN_THOUSAND_YEARS = timedelta(milliseconds=LONGEST)
@@ -41,6 +41,27 @@ def test_a_duration_is_seconds_rounded_away_from_zero_to_a_millisecond(duration,
     result = milliseconds(duration)
     assert result == expected
     assert type(result) is int
+
+
+@pytest.mark.parametrize("timeout", [0.001, 1e-9, 5, LONGEST_WAIT_MS // 1000, timedelta(seconds=5)])
+def test_a_time_out_is_seconds_of_a_millisecond_at_least(timeout):
+    assert waiting(timeout, LONGEST_WAIT_MS, "Store") * 1000 == milliseconds(timeout)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, -1e-9, LONGEST_WAIT_MS / 1000 + 0.001, timedelta(days=2)])
+def test_a_time_out_that_is_too_short_or_too_long_says_what_may_be(timeout):
+    with pytest.raises(ConfigError, match=r"A Store waits from 0\.001 to 86400 seconds, not "):
+        waiting(timeout, LONGEST_WAIT_MS, "Store")
+
+
+@pytest.mark.parametrize("timeout", [True, None, "5", math.nan, math.inf])
+def test_what_is_no_duration_is_no_time_out(timeout):
+    with pytest.raises(ConfigError, match="duration must be"):
+        waiting(timeout, LONGEST_WAIT_MS, "Store")
+
+
+def test_what_may_not_wait_at_all_says_so():
+    assert waiting(0, LONGEST_WAIT_MS, "Store", shortest=0) == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -443,11 +444,19 @@ def test_a_reserved_word_is_a_name_too(url):
 # -- settings ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timeout", [0, -1, True, "5", None, float("nan"), float("inf")])
+@pytest.mark.parametrize("timeout", [0, -1, True, "5", None, float("nan"), float("inf"), 86_401])
 def test_a_timeout_is_seconds(pool, url, timeout):
     for make in (partial(PostgresStore, pool), partial(PostgresStore.from_url, url)):
         with pytest.raises(ConfigError, match="seconds"):
             make(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [2, timedelta(seconds=2)])
+def test_a_timeout_may_be_a_timedelta(pool, url, timeout):
+    for make in (partial(PostgresStore, pool), partial(PostgresStore.from_url, url)):
+        with closing(make(schema=OWN, timeout=timeout)) as store:
+            store.create_schema()
+            assert store.load("nobody") is None
 
 
 @pytest.mark.parametrize("connections", [0, -1, True, "5", None])

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,10 +160,17 @@ def test_what_names_no_file_is_refused(wrong):
         SqliteStore(wrong)
 
 
-@pytest.mark.parametrize("timeout", [-1, True, "5", None, float("nan")])
-def test_a_timeout_is_seconds(path, timeout):
+@pytest.mark.parametrize("timeout", [-1, True, "5", None, float("nan"), float("inf"), 86_401, timedelta(days=2)])
+def test_a_timeout_is_a_duration_of_a_day_at_most(path, timeout):
     with pytest.raises(ConfigError):
         SqliteStore(path, timeout=timeout)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("timeout", [0, 1e-9, 0.05, 86_400, timedelta(seconds=5), timedelta(days=1)])
+def test_a_timeout_is_seconds_or_a_timedelta(path, timeout):
+    with closing(SqliteStore(path, timeout=timeout)) as store:
+        assert store.load("nobody") is None
 
 
 def test_any_file_name_will_do_and_a_later_chdir_changes_nothing(tmp_path, monkeypatch, clock):

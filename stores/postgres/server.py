@@ -15,7 +15,7 @@ from psycopg import Connection, Cursor, Error, conninfo, pq
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
-from ...clock import Clock, SystemClock
+from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
 from ...records import LARGEST, closed
 from .link import FAILURES, FRESH, OK, Link, Statement, seconds
@@ -30,8 +30,6 @@ _Ts = TypeVarTuple("_Ts")
 
 HELD: Final = 60.0
 """How many seconds a connection of our own pool is used before the pool looks at its age again."""
-
-DAY: Final = 86_400
 
 CONNECT_SECONDS: Final = 2
 """How many seconds a new connection may take, if its URL does not say; libpq knows no shorter time."""
@@ -80,15 +78,15 @@ class PostgresServer:
         schema: str = "sessiontree",
         clock: Clock | None = None,
         largest: int = LARGEST,
-        timeout: float = 0.5,
+        timeout: Duration = 0.5,
         prepared: bool = True,
         listen_url: str | None = None,
     ) -> None:
         """Use the connections of a pool; nothing is sent before the first verb.
 
-        ``timeout`` is how many seconds a verb waits for a connection, and again for the server. ``prepared=False``
-        prepares no statements, for a pooler that gives each transaction another connection; ``listen_url`` is then
-        where ``watch`` finds the server itself.
+        ``timeout``, seconds or a timedelta, is how long a verb waits for a connection, and again for the server; a day
+        at most. ``prepared=False`` prepares no statements, for a pooler that gives each transaction another connection;
+        ``listen_url`` is then where ``watch`` finds the server itself.
         """
         if not isinstance(pool, ConnectionPool):
             raise ConfigError(
@@ -316,11 +314,9 @@ _INHERITED: Final[list[tuple[Pool, list[Link]]]] = []
 """Pools of a parent process, kept so that nothing closes their connections here."""
 
 
-def checked(timeout: float) -> float:
-    """Return the time-out; raise ConfigError for what is none."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < DAY:
-        raise ConfigError(f"A PostgresStore waits for a number of seconds, not {timeout!r}: pass for example 0.5.")
-    return timeout
+def checked(timeout: Duration) -> float:
+    """Return the time-out in seconds; raise ConfigError for what is none."""
+    return waiting(timeout, LONGEST_WAIT_MS, "PostgresStore")
 
 
 def pool_of(url: str, timeout: float, most: int, *, is_direct: bool) -> Pool:

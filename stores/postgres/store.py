@@ -60,7 +60,7 @@ class PostgresStore(PostgresRows, Announcing):
 
     @classmethod
     def from_url(
-        cls, url: str, *, connections: int = 16, timeout: float = 0.5, prepared: bool = True, **settings: Any
+        cls, url: str, *, connections: int = 16, timeout: Duration = 0.5, prepared: bool = True, **settings: Any
     ) -> Self:
         """Return a store with a pool of its own, of at most so many connections, which its first verb opens."""
         pool = pool_of(url, checked(timeout), connections, is_direct=prepared)

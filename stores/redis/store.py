@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from ...clock import Clock, Duration, SystemClock, milliseconds
+from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, NotImplementedByStore, SessionError, StoreUnavailable
 from ...records import LARGEST, Changes, Record, Version, changed, check_size, gone, taken
 from ..announcing import OnChange, Stop, both
@@ -39,10 +39,6 @@ PAUSE: Final = 0.0005
 """How many seconds it waits then at most, at first; that doubles up to 32 times as long."""
 
 
-LONGEST_MS: Final = 86_400_000
-"""The longest timeout: a day. Timers of operating systems end after 24."""
-
-
 class RedisStore(RedisIndex, RedisScan):
     """Keeps records on a Redis or Valkey server, under names that begin with a prefix."""
 
@@ -58,11 +54,11 @@ class RedisStore(RedisIndex, RedisScan):
         timeout: Duration = 0.5,
         wait_replicas: int = 0,
     ) -> None:
-        """Use this client's connections; ``timeout``, a day at most, is for a client that waits for ever.
+        """Use this client's connections; ``timeout``, seconds or a timedelta, is for a client that waits for ever.
 
         A revocation and a new proof wait until ``wait_replicas`` replicas have it, at most half of the timeout;
         if they have not then, that is StoreUnavailable, though it is done on the primary. Nothing is sent before the
-        first verb. Raises ConfigError for settings that cannot be right.
+        first verb. Raises ConfigError for settings that cannot be right, such as a timeout of more than a day.
         """
         if isinstance(wait_replicas, bool) or not isinstance(wait_replicas, int) or wait_replicas < 0:
             raise ConfigError(f"wait_replicas is a number of replicas, not {wait_replicas!r}: pass for example 1.")
@@ -279,10 +275,7 @@ def _linked(client: Any, timeout: float) -> Link:
 
 
 def _seconds(timeout: Duration) -> float:
-    wait = milliseconds(timeout)
-    if not 0 < wait <= LONGEST_MS:
-        raise ConfigError(f"A RedisStore waits for some time and at most a day, not {timeout!r}: pass for example 0.5.")
-    return wait / 1000
+    return waiting(timeout, LONGEST_WAIT_MS, "RedisStore")
 
 
 def _outcome(verb: Callable[..., Version], *arguments: Any) -> Version | Exception:

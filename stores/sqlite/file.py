@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 from urllib.parse import quote
 from weakref import WeakSet
 
-from ...clock import Clock, SystemClock
+from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
 from ...records import LARGEST, closed
 
@@ -81,21 +81,19 @@ class SqliteFile:
         *,
         clock: Clock | None = None,
         largest: int = LARGEST,
-        timeout: float = 5.0,
+        timeout: Duration = 5.0,
     ) -> None:
-        """Open the file; ``timeout`` is how many seconds a verb waits for other writers.
+        """Open the file; ``timeout``, seconds or a timedelta up to a day, is how long a verb waits for other writers.
 
         Raises ConfigError for a path that cannot be right, a file that others may read or write, and a database of
         another application; StoreUnavailable and StoreCorrupt as every verb does.
         """
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
-            raise ConfigError(f"A SqliteStore waits for a number of seconds, not {timeout!r}: pass for example 5.0.")
+        self._timeout = waiting(timeout, LONGEST_WAIT_MS, "SqliteStore", shortest=0)
         super().__init__()
         self.clock: Clock = clock or SystemClock()
         self.largest = largest
         self.path = _admitted(path)
         self._uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
-        self._timeout = timeout
         self._now = self.clock.now
         self._idle: list[Engine] = []
         self._pid = getpid()
