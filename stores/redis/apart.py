@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from ...errors import StoreError
-from .keys import RedisKeys, absolute_of, bytes_of, text_of
+from .keys import RedisKeys, bytes_of, text_of
 from .link import BATCH
-from .record import digest_of
+from .record import absolute_of, digest_of
 from .scripts import FORGET, NUMBER, PEND
 
 __all__ = ["LAST", "RedisApart"]

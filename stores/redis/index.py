@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 from ...records import Changes, Page, Record
 from ..protocol import PAGE
 from .apart import LAST, RedisApart
-from .keys import bytes_of, ends_of, text_of
+from .keys import bytes_of, text_of
 from .link import BATCH
-from .record import arguments_of, digest_of, pair_of
+from .record import arguments_of, digest_of, ends_of, pair_of
 from .scripts import ANYWAY, APPLY, FORGET, REVOKE
 
 __all__ = ["RedisIndex"]

@@ -2,11 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from struct import Struct
-from struct import error as struct_error
-from typing import Any, Final
 
-from ...clock import FOREVER, Clock
+from ...clock import Clock
 from ...errors import StoreError
 from ...records import Record
 from ..announcing import Announcing
@@ -14,11 +11,7 @@ from .link import Link
 from .record import record_of
 from .scripts import REMOVE
 
-__all__ = ["RedisKeys", "absolute_of", "bytes_of", "ends_of", "handles_in", "seen_of", "text_of"]
-
-_SEEN: Final = Struct(">17xq88x")
-_ENDS: Final = Struct(">49xqqq40x")
-"""The three deadlines in a head, which is no head if it is shorter."""
+__all__ = ["RedisKeys", "bytes_of", "handles_in", "text_of"]
 
 
 class RedisKeys(Announcing):
@@ -68,28 +61,6 @@ class RedisKeys(Announcing):
         with suppress(StoreError):
             self._link.run_many(REMOVE, [(self._key(handle), self._inline, head) for handle, head in heads.items()])
         self.announce_all(heads)
-
-
-def ends_of(head: Any) -> int:
-    """Return the earliest deadline of a head, 0 for what is none."""
-    try:
-        absolute, own, idle = _ENDS.unpack_from(head)
-    except (struct_error, TypeError):
-        return 0
-    return int(min(absolute, own, idle))
-
-
-def absolute_of(head: Any) -> int:
-    """Return the deadline in a head that never moves, 0 for what is none."""
-    try:
-        return int(_ENDS.unpack_from(head)[0])
-    except (struct_error, TypeError):
-        return 0
-
-
-def seen_of(head: bytes) -> int:
-    """Return when a session was last seen; what is no head is not swept."""
-    return int(_SEEN.unpack_from(head)[0]) if len(head) >= _SEEN.size else FOREVER
 
 
 def handles_in(names: Iterable[bytes], before: bytes) -> list[str]:

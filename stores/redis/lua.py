@@ -117,6 +117,12 @@ end
 DUE: Final = r"""
 local DAY = 86400000
 
+-- The earliest of a head's three deadlines. What unpack returns behind them is where it ended.
+local function ends_of(head)
+  local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
+  return math.min(absolute, own, idle)
+end
+
 local function plan(handle, ends, now)
   if index == '' then return end
   local due = index .. 'due'
@@ -154,8 +160,7 @@ local function overdue(before, most)
     if type(head) == 'string' then
       ends = before + 3600000 -- what a newer release wrote it looks at itself
       if #head >= 113 and string.byte(head) == 1 then
-        local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
-        ends = math.min(absolute, own, idle)
+        ends = ends_of(head)
       end
     end
     if ends and ends < before then

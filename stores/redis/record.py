@@ -42,14 +42,17 @@ __all__ = [
     "EXACT",
     "MOST_FIELDS",
     "Hash",
+    "absolute_of",
     "arguments_of",
     "difference",
     "digest_of",
+    "ends_of",
     "hash_of",
     "name_of",
     "pair_of",
     "partial_record_of",
     "record_of",
+    "seen_of",
 ]
 
 EXACT: Final = 1 << 53
@@ -65,8 +68,10 @@ _HEAD: Final = struct.Struct(">BqqqqqqqqqII32s")
 _CALL: Final = struct.Struct(">32sqqIBHHHHHBIIq")
 _IDENTITY: Final = struct.Struct(">qqq32sq")
 _NEVER: Final = FOREVER
+_SEEN: Final = 3
+_DEADLINES: Final = slice(7, 10)
 _SIZE: Final = 10
-"""Where the size of the contents stands in a head."""
+"""Where a head has when the session was seen, its three deadlines, and the size of the contents."""
 
 _NAME: Final = re.compile(rb'"(?:[^"\\]|\\.)*":').match
 _ANYTHING: Final = b"?"
@@ -157,6 +162,21 @@ def _record_of(handle: str, texts: list[bytes]) -> tuple[Record, bytes] | None:
     return record, head
 
 
+def ends_of(head: Any) -> int:
+    """Return the earliest deadline of a head, 0 for what is none."""
+    return min(_deadlines_of(head))
+
+
+def absolute_of(head: Any) -> int:
+    """Return the deadline in a head that never moves, 0 for what is none."""
+    return _deadlines_of(head)[0]
+
+
+def seen_of(head: bytes) -> int:
+    """Return when a session was last seen; what is no head is not swept."""
+    return int(_HEAD.unpack_from(head)[_SEEN]) if len(head) >= _HEAD.size else FOREVER
+
+
 def arguments_of(proof: bytes, changes: Changes, now: int, largest: int) -> list[bytes] | None:
     """Return the arguments of the script that makes these changes; None for changes that it cannot make exactly."""
     sets, deletes, adds, expects = changes.sets, changes.deletes, changes.adds, changes.expects
@@ -203,6 +223,13 @@ def digest_of(pair: bytes) -> bytes:
 
 
 # -- within ------------------------------------------------------------------------------------
+
+
+def _deadlines_of(head: Any) -> tuple[int, ...]:
+    try:
+        return _HEAD.unpack_from(head)[_DEADLINES]
+    except (struct.error, TypeError):
+        return (0,)
 
 
 def _contents_of(fields: bytes) -> tuple[dict[bytes, bytes], int, int, int]:

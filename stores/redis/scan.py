@@ -11,8 +11,9 @@ import orjson
 from ...clock import Duration, milliseconds
 from ...records import FORM, Page, Record
 from ..protocol import PAGE, SWEEP_MARGIN_MS
-from .keys import RedisKeys, ends_of, handles_in, seen_of, text_of
+from .keys import RedisKeys, handles_in, text_of
 from .link import BATCH
+from .record import ends_of, seen_of
 from .scripts import REAP, SWEEP
 
 __all__ = ["RedisScan"]

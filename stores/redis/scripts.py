@@ -52,8 +52,7 @@ local now, head, labels = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local old = redis.call('HMGET', KEYS[1], 'h', 'l')
 if old[1] and #old[1] >= 113 then
   if string.byte(old[1]) > 1 then return false end
-  local absolute, own, idle = struct.unpack('>i8i8i8', old[1], 50)
-  if now < absolute and now < own and now < idle then return false end
+  if now < ends_of(old[1]) then return false end
 end
 local before = old[2] or ''
 -- A server without memory refuses the first that is written, and only that: so nothing comes before it without need.
@@ -63,8 +62,7 @@ for first = 5, #ARGV, 1000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
 if labels ~= '' then redis.call('HSET', KEYS[1], 'l', labels) end
-local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
-local handle, ends = handle_of(KEYS[1]), math.min(absolute, own, idle)
+local handle, ends = handle_of(KEYS[1]), ends_of(head)
 expire(KEYS[1], ends - now)
 reindex(handle, before, '', 0)
 reindex(handle, '', labels, ends - now)
@@ -95,10 +93,8 @@ REAP: Final = Script(
     """
 local head, limit = redis.call('HGET', KEYS[1], 'h'), tonumber(ARGV[3])
 if not head or #head < 113 or string.byte(head) ~= 1 then return false end
-local seen = struct.unpack('>i8', head, 18)
-local absolute, own, idle = struct.unpack('>i8i8i8', head, 50)
-if ARGV[2] == 'ends' then seen = math.min(absolute, own, idle) end
-if seen >= limit then return false end
+local time = ARGV[2] == 'ends' and ends_of(head) or struct.unpack('>i8', head, 18)
+if time >= limit then return false end
 local labels = redis.call('HGET', KEYS[1], 'l') or ''
 erase(KEYS[1], labels)
 return labels
@@ -262,7 +258,8 @@ end
 return version
 """
 
-# What most calls need nothing of is in a branch: to define these functions takes longer than to write a few fields.
+# What most calls need nothing of is in a branch: to define these functions takes longer than to write a few fields. So
+# the rest takes the head apart by itself.
 APPLY: Final = Script(
     _FIRST,
     _APPLY,
@@ -295,8 +292,7 @@ for first = 7, 6 + gone, 1000 do
   redis.call('HDEL', KEYS[1], unpack(ARGV, first, math.min(first + 999, 6 + gone)))
 end
 if labels == '' then redis.call('HDEL', KEYS[1], 'l') else redis.call('HSET', KEYS[1], 'l', labels) end
-local absolute, own, idle = struct.unpack('>i8i8i8', ARGV[3], 50)
-local handle, ends = handle_of(KEYS[1]), math.min(absolute, own, idle)
+local handle, ends = handle_of(KEYS[1]), ends_of(ARGV[3])
 expire(KEYS[1], ends - now)
 reindex(handle, before, labels, ends - now)
 prolong(labels, ends - now)

@@ -23,9 +23,8 @@ from ...records import LARGEST, Changes, Record, Version, changed, check_size, g
 from ..announcing import OnChange, Stop, both
 from ..protocol import Write
 from .index import RedisIndex
-from .keys import ends_of
 from .link import Link
-from .record import arguments_of, difference, hash_of, name_of, pair_of, partial_record_of, record_of
+from .record import arguments_of, difference, ends_of, hash_of, name_of, pair_of, partial_record_of, record_of
 from .scan import RedisScan
 from .scripts import ANYWAY, APPLY, CREATE, GONE, REVOKE, SWAP
 from .watch import Feed
