@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from weakref import WeakMethod
 
 from ..errors import UsageError
+from .log import logger
 
 __all__ = ["Announcing", "OnChange", "Stop", "both"]
 
@@ -19,6 +20,8 @@ OnChange: TypeAlias = Callable[[str | None], object]
 """What is told the handle of a record that changed, or None: it may be any."""
 
 Stop: TypeAlias = Callable[[], None]
+
+_FAILED: Final = "%r failed when it was told of a change in the store. This is said once."
 
 
 class Announcing:
@@ -97,7 +100,7 @@ class _Listener:
         except Exception as error:  # noqa: BLE001 - whoever listens, the verb has done its work
             if not self._has_failed:
                 self._has_failed = True
-                _log(on_change, error)
+                logger().error(_FAILED, on_change, exc_info=error)
 
 
 def _added(listeners: dict[_Listener, None], on_change: OnChange) -> Stop:
@@ -109,10 +112,3 @@ def _added(listeners: dict[_Listener, None], on_change: OnChange) -> Stop:
     added: Final = _Listener(on_change, remove)
     listeners[added] = None
     return lambda: remove(added)
-
-
-def _log(on_change: OnChange, error: Exception) -> None:
-    import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
-
-    message = "%r failed when it was told of a change in the store. This is said once."
-    logging.getLogger("sessiontree.stores").error(message, on_change, exc_info=error)

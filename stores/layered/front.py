@@ -42,6 +42,7 @@ from ...clock import FOREVER, stopwatch
 from ...errors import ConfigError, Conflict, RecordTooLarge, SessionGone, StoreUnavailable
 from ...keys import Keys
 from ...records import FORM, NOTHING, Changes, Field, Json, Record, pack, packed, unpack, unpacked
+from ..log import logger
 from ..protocol import Store
 from .floors import Floors
 from .signatures import Signatures
@@ -311,10 +312,9 @@ class Front:
         if self._is_failing or self._floors.all == FOREVER:
             return
         self._is_failing = True
-        import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
-
-        message = "The front of a layered store fails, and the primary is asked until it answers again: %s"
-        logging.getLogger("sessiontree.stores").warning(message, error)
+        logger().warning(
+            "The front of a layered store fails, and the primary is asked until it answers again: %s", error
+        )
 
 
 def _is_plain(handle: str) -> bool:

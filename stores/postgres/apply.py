@@ -15,7 +15,8 @@ from psycopg import Error
 
 from ...errors import SessionError
 from ...records import PROOF_BYTES, Changes, Json, Version, changed, gone
-from .link import FAILURES, Link, Result, Statement, seconds, warn
+from ..log import logger
+from .link import FAILURES, Link, Result, Statement, seconds
 from .rows import (
     Values,
     array,
@@ -243,7 +244,9 @@ class PostgresRows(PostgresServer):
             self._settle(link, error)
             if not self._is_mute:
                 self._is_mute = True
-                warn("Who watches the schema %r is not told for now of what changes: %r", self.schema, error)
+                logger().warning(
+                    "Who watches the schema %r is not told for now of what changes: %r", self.schema, error
+                )
         else:
             self._is_mute = False
 

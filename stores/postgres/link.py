@@ -18,7 +18,7 @@ from psycopg.errors import error_from_result
 
 from ...clock import SystemClock, stopwatch
 
-__all__ = ["FAILURES", "OK", "Link", "Result", "Statement", "seconds", "warn"]
+__all__ = ["FAILURES", "OK", "Link", "Result", "Statement", "seconds"]
 
 FAILURES: Final = (Error, TimeoutError)
 """What a statement raises."""
@@ -210,10 +210,3 @@ def _waiter(descriptor: int) -> Callable[[float], object]:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return poll.poll
-
-
-def warn(message: str, *arguments: object) -> None:
-    """Say in the log what hinders, but fails nothing."""
-    import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
-
-    logging.getLogger("sessiontree.stores").warning(message, *arguments)

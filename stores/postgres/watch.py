@@ -24,7 +24,8 @@ from weakref import ref
 from psycopg import Connection, OperationalError
 
 from ..announcing import Announcing, OnChange, Stop
-from .link import FAILURES, Link, Statement, warn
+from ..log import logger
+from .link import FAILURES, Link, Statement
 from .rows import bigint
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Feed(Announcing):
                 try:
                     ear = Ear(self._source)
                     if ear.is_pooled:
-                        warn(POOLED, self._source.schema)
+                        logger().warning(POOLED, self._source.schema)
                     self._start(ear)
                 except BaseException:
                     stop()
@@ -192,7 +193,7 @@ class Feed(Announcing):
             try:
                 self._start(None)
             except RuntimeError as error:  # the process may have no more threads; its verbs need none
-                warn("Nobody watches the schema %r: %s", self._source.schema, error)
+                logger().warning("Nobody watches the schema %r: %s", self._source.schema, error)
 
     def leave_to_parent(self) -> None:
         """Have neither thread nor connection, in a process that was forked; nothing is closed."""
@@ -244,7 +245,9 @@ class Feed(Announcing):
         if ear is not None:
             ear.close()
         if failures == 1:
-            warn("What others change in the schema %r is not heard of for now: %s", self._source.schema, error)
+            logger().warning(
+                "What others change in the schema %r is not heard of for now: %s", self._source.schema, error
+            )
             with suppress(BaseException):
                 self.announce(None)
         Event().wait(min(0.01 * 2 ** min(failures, 10), LONGEST))

@@ -17,6 +17,7 @@ from weakref import WeakSet, ref
 from redis.exceptions import RedisError
 
 from ..announcing import Announcing, OnChange, Stop
+from ..log import logger
 from .keys import handles_in
 from .link import made_connection, ours
 
@@ -75,7 +76,7 @@ class Feed(Announcing):
                 try:
                     self._start()
                 except RuntimeError as error:  # the process may have no more threads; its verbs need none
-                    _log("Nobody hears what is changed at %s: %s", self._name, error)
+                    logger().warning("Nobody hears what is changed at %s: %s", self._name, error)
 
     def leave_to_parent(self) -> None:
         """Drop what a forked process inherits, which has no thread yet."""
@@ -147,7 +148,7 @@ class Feed(Announcing):
             was_there = self._connection is not None
             self._disconnect()
         if was_there:
-            _log("What is changed at %s is not heard of for now: %s", self._name, error)
+            logger().warning("What is changed at %s is not heard of for now: %s", self._name, error)
             with suppress(BaseException):
                 self.announce(None)
         Event().wait(min(SHORTEST * 2 ** min(failures, 10), LONGEST))
@@ -175,12 +176,6 @@ class Feed(Announcing):
 def _asked(connection: Any, *command: Any) -> Any:
     connection.send_command(*command)
     return connection.read_response(disable_decoding=True)
-
-
-def _log(message: str, *arguments: object) -> None:
-    import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
-
-    logging.getLogger("sessiontree.stores").warning(message, *arguments)
 
 
 _FEEDS: Final[WeakSet[Feed]] = WeakSet()

@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 from weakref import WeakSet, ref
 
 from ..announcing import Announcing, OnChange, Stop
+from ..log import logger
 from .file import Engine, SqliteFile, connected
 
 __all__ = ["LEASE", "LONG", "LONGEST", "SHORT", "Bell", "Feed", "Place", "renewed", "tidied"]
@@ -234,7 +235,7 @@ class Feed(Announcing):
                 try:
                     self._start()
                 except RuntimeError as error:  # the process may have no more threads; its verbs need none
-                    _log("Nobody watches %r: %s", self._path, error)
+                    logger().warning("Nobody watches %r: %s", self._path, error)
 
     # -- the thread ------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Feed(Announcing):
             self._place = None
             self._disconnect()
         if failures == 1:
-            _log("What is changed in %r is not heard of for now: %s", self._path, error)
+            logger().warning("What is changed in %r is not heard of for now: %s", self._path, error)
             with suppress(BaseException):
                 self.announce(None)
         Event().wait(min(SHORT * 2 ** min(failures, 10), LONGEST))
@@ -333,12 +334,6 @@ def _kept(engine: Engine, place: Place) -> Place:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
             raise
         return place
-
-
-def _log(message: str, *arguments: object) -> None:
-    import logging  # noqa: PLC0415 - it takes longer to import than a store, and is needed when something is wrong
-
-    logging.getLogger("sessiontree.stores").warning(message, *arguments)
 
 
 _FEEDS: Final[WeakSet[Feed]] = WeakSet()
