@@ -16,7 +16,9 @@ A whole record packs into bytes as well, for engines that keep documents or rows
     the rest: path, labels, agent, address and previous proof, as a JSON array
     the packed fields
 
-``changed`` is the one place that says what ``apply`` does to a record, for every engine that can run Python.
+``changed``, and ``changed_packed`` for fields alone, say what ``apply`` does to a record, for every engine that makes
+its changes in Python. Redis's script and PostgreSQL's functions do the same where they lie, or hand back to ``changed``
+what they cannot do exactly; tests compare them with it.
 """
 
 import binascii

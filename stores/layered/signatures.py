@@ -1,4 +1,4 @@
-"""Signatures of the copies in a front, for whoever can write to the front alone."""
+"""Signatures of the copies in a front: whoever can write there and nowhere else can make up no session."""
 
 from hmac import compare_digest
 from typing import Final

@@ -33,7 +33,7 @@ SELDOM: Final = 8
 """One of so many writers looks for entries whose records the server took away by itself."""
 
 LOOKS: Final = 16
-"""At how many entries, which lie anywhere in the index: at two for each that comes."""
+"""How many entries, drawn at random, such a writer looks at: two for each entry that came meanwhile."""
 
 Entered = Callable[[str, Sequence[Any]], None]
 """What is told the handle of a record that was written, and the answer of the script: labels before and after."""

@@ -35,7 +35,7 @@ ATTEMPTS: Final = 20
 """How often a change that is made in Python begins anew, because somebody else was faster."""
 
 PAUSE: Final = 0.0005
-"""How many seconds it waits then at most, at first; that doubles up to 32 times as long."""
+"""The longest pause before the second attempt, in seconds; it doubles with each further one, up to 32 times this."""
 
 
 class RedisStore(RedisIndex, RedisScan):

@@ -5,7 +5,7 @@ time of seventeen. Readers never wait; writers wait for each other, at most ``ti
 alone, or of deadlines, is one UPDATE that compares the whole record with what this connection saw last, as it did a
 moment ago when the request looked: half the cost of BEGIN, SELECT, UPDATE and COMMIT, which is what happens if it is
 not the same. Whatever a power cut takes of the last moments, it never takes a revocation or a renewal back: these
-alone wait for the disk. How other processes hear of changes is told in ``sqlite_watch``.
+alone wait for the disk. How other processes hear of changes is told in ``watch``.
 """
 
 import sqlite3

@@ -41,10 +41,10 @@ SHORT: Final = 0.004
 """How many seconds the thread rests between two readings, where there is no bell, or something may be under way."""
 
 LOOKS: Final = 16
-"""How many readings without news end that."""
+"""After how many readings in a row without news the thread stops reading and waits for the bell."""
 
 LONG: Final = 0.128
-"""How many seconds it then waits for the bell."""
+"""How many seconds it waits for the bell then, before it reads all the same."""
 
 LONGEST: Final = 1.0
 """How many seconds it rests at most while the file cannot be read; these rests double, too."""
@@ -341,7 +341,7 @@ _held: list[Feed] = []
 
 
 def _before_fork() -> None:
-    """Close the connections, for the reason that ``sqlite_file`` gives, and keep threads from opening new ones."""
+    """Close the connections, for the reason that ``file`` gives, and keep threads from opening new ones."""
     for feed in list(_FEEDS):
         feed.hold()
         _held.append(feed)
