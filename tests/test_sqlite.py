@@ -562,6 +562,14 @@ def test_a_locked_file_is_unavailable_and_only_for_writers(path, clock):
         assert contents(store, record.handle) == {"n": js(1)}
 
 
+def test_a_file_that_says_no_is_not_told_as_one_that_says_nothing(store, path):
+    record = new(store)
+    sql(path, "CREATE TRIGGER few BEFORE UPDATE ON sessions BEGIN SELECT RAISE(ABORT, 'few'); END")
+    with pytest.raises(StoreUnavailable, match=r"refused a statement .*few"):
+        store.apply(record.handle, PROOF, Changes(sets={"a": (js(1), 0)}))
+    assert store.load(record.handle) == record
+
+
 def test_a_full_database_is_unavailable_until_there_is_room(store):
     record = new(store, fields=fields(a=js(1)))
     [engine] = store._idle

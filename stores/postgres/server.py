@@ -61,11 +61,16 @@ _ADVICE: Final = {
     "25006": "takes no writes: connect to the primary, for example with target_session_attrs=read-write in the URL",
     "42501": "does not allow this: grant this role the schema, its tables, sequences and functions",
     "53100": "cannot grow: make room on its disk",
-    "53200": "is out of memory",
+    "53200": "has no memory left: lower work_mem or max_connections, or give it more",
     "53300": "has no connection left: raise max_connections or use fewer",
     "54000": "cannot index a key as long as this: use a shorter handle",
     "57014": "took longer than its statement_timeout: look for what it waits for",
+    "57P01": "was told to end the connection: try again",
+    "57P02": "has crashed and begins anew: try again",
+    "57P03": "begins or ends just now: try again",
 }
+_LOST: Final = "08"
+"""How the codes begin that say of a connection that it is lost."""
 
 
 class PostgresServer:
@@ -305,7 +310,9 @@ class PostgresServer:
             )
         if code in _UNPREPARED:
             return StoreUnavailable(f"Prepared statements get lost on the way: pass prepared=False ({error}).")
-        return StoreUnavailable(f"The session store's PostgreSQL {_ADVICE.get(code, 'did not answer')} ({error}).")
+        is_answer = code and not code.startswith(_LOST)
+        advice = _ADVICE.get(code, "refused a statement" if is_answer else "did not answer")
+        return StoreUnavailable(f"The session store's PostgreSQL {advice} ({error}).")
 
 
 _ROLLBACK: Final = Statement("ROLLBACK", is_prepared=False)

@@ -51,6 +51,8 @@ _ADVICE: Final = {
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: look whether it exists and whether this user may write to its folder",
     sqlite3.SQLITE_READONLY: "cannot be written: let this user write to the file and its folder",
     sqlite3.SQLITE_PERM: "may not be used: give this user access to it",
+    sqlite3.SQLITE_NOMEM: "finds no memory left: give this process more",
+    sqlite3.SQLITE_INTERNAL: "did not answer",
 }
 _DAMAGE: Final = {
     sqlite3.SQLITE_CORRUPT: "is damaged: restore it from a backup",
@@ -175,7 +177,8 @@ class SqliteFile:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
         if code in _DAMAGE:
             return StoreCorrupt(f"The session store {self.path!r} {_DAMAGE[code]} ({error}).")
-        return StoreUnavailable(f"The session store {self.path!r} {_ADVICE.get(code, 'did not answer')} ({error}).")
+        advice = _ADVICE.get(code, "refused a statement")
+        return StoreUnavailable(f"The session store {self.path!r} {advice} ({error}).")
 
     def _prepare(self, engine: Engine) -> None:
         """Bring the file to this release's schema."""
