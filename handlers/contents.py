@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from ..records import Content, Json, Record, unpacked
+from ..records import Content, Json, Record, drop_expired, split, unpacked
 from ..serializer import CustomFields, JsonSerializer
 from .codec import FieldSealer
 
@@ -68,11 +68,13 @@ class PlainContents:
 
     def read(self, record: Record, now: int) -> dict[str, Any] | Loaded:
         """Return the live fields."""
-        raw, _, times = record.fields.partition(b"\n")
+        raw, times = split(record.fields)
         data, _ = self._serializer.unpack(raw)
         if not times and _MARK not in raw:
             return data
-        return _sorted_out(data, _live(data, orjson.loads(times) if times else {}, now))
+        deadlines = orjson.loads(times) if times else {}
+        drop_expired(data, deadlines, now)
+        return _sorted_out(data, deadlines)
 
     def write(self, handle: str, field: str, value: Any) -> Content:  # noqa: ARG002 - what is not sealed fits anywhere
         """Return the value as JSON."""
@@ -101,7 +103,7 @@ class OpaqueContents:
     def read(self, record: Record, now: int) -> Loaded:
         """Return the live fields."""
         values, deadlines = unpacked(record.fields)
-        deadlines = _live(values, deadlines, now)
+        drop_expired(values, deadlines, now)
         return _sorted_out({name: self._read(record.handle, name, value) for name, value in values.items()}, deadlines)
 
     def write(self, handle: str, field: str, value: Any) -> Content:
@@ -126,14 +128,6 @@ def field_of(key: str) -> str:
 def flash_field(now: int, place: int) -> str:
     """Return a new name for a flash message: names sort by time, then by place, and no two are the same."""
     return f"{_FLASH}{now:013x}{place:04x}{token_hex(6)}"
-
-
-def _live(data: dict[str, Any], deadlines: dict[str, int], now: int) -> dict[str, int]:
-    """Take expired fields out of the data and return the others' deadlines."""
-    for field in [field for field, deadline in deadlines.items() if deadline <= now]:
-        del deadlines[field]
-        data.pop(field, None)
-    return deadlines
 
 
 def _sorted_out(data: dict[str, Any], deadlines: dict[str, int]) -> Loaded:

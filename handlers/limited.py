@@ -71,6 +71,7 @@ class LimitedSession(WritingSession):
         """
         if not self._is_limited(changes.labels):
             self._apply(changes)
+            self._take_note(changes)
         elif changes.proof is not None:
             self._bind_or_undo(changes)
         else:
@@ -78,23 +79,23 @@ class LimitedSession(WritingSession):
             rest = changes._replace(labels={}, authenticated=None)
             if rest != Changes(labels={}, seen=changes.seen):
                 self._apply(rest)
+                self._take_note(rest)
 
     def _bind_or_undo(self, changes: Changes) -> None:
-        known = self._known()
-        undoing = self._undoing(known, changes)
+        undoing = self._undoing(self._known(), changes)
         self._apply(changes)
         if changes.proof is not None:
             self._answered = self._line(failed=True)  # The new id holds, whatever becomes of the rest.
-        bound = self._record = self._after(known, changes)
+        self._take_note(changes)
         self._tell()
 
         def undo() -> None:
             self._apply(undoing)
-            self._record = self._after(bound, undoing)
+            self._take_note(undoing)
             self._drop_edits()
 
         with _undone(undo):
-            self._check_limit(bound)
+            self._check_limit(self._known())
 
     def _undoing(self, record: Record, changes: Changes) -> Changes:
         """Return what makes the record again what it was before the changes, but for its id and that it is nobody's."""

@@ -18,6 +18,7 @@ from ..errors import (
     StoreError,
     StoreUnavailable,
 )
+from ..records import drop_expired
 from .context import (
     ABSENT,
     AWAY,
@@ -139,7 +140,7 @@ class Looking:
         if self._turn != self._context.turn:
             self._judge()
         if self._extras is not None and self._extras.deadlines:
-            self._drop_expired_keys(self._extras.deadlines)
+            drop_expired(self._data, self._extras.deadlines, self.handler.now())
         return self._data
 
     def _judge(self) -> None:
@@ -157,12 +158,6 @@ class Looking:
                 self._orphan = orphan
                 self._changes |= UNTOLD
         self._turn = self._context.turn
-
-    def _drop_expired_keys(self, deadlines: dict[str, int]) -> None:
-        now = self.handler.now()
-        for key in [key for key, deadline in deadlines.items() if deadline <= now]:
-            del deadlines[key]
-            self._data.pop(key, None)
 
     def _ends_at(self) -> int:
         """Return the deadline of a live session: its own, or an ancestor's if that is earlier."""

@@ -326,7 +326,7 @@ class StoredSession(LimitedSession):
             if self._written:
                 changes = self._made(record) or Changes(*self._edits(record.handle))
                 self._apply(changes)
-                self._note(changes)
+                self._note_fields(changes)
                 self._written.clear()
         else:
             self._update(failed=failed)
@@ -436,11 +436,11 @@ class StoredSession(LimitedSession):
                     self._identity = None
                     self._changes &= ~(IDENTITY | KEY | TOUCHED)
                     return
+                self._take_note(changes)
             else:
                 self._apply_within_the_limit(changes)
-            self._note(changes)
-            known = self._record or record
-            self._settle(known if changes.is_data else self._after(known, changes))
+            self._note_fields(changes)
+            self._settle(self._record or record)
             if changes.proof is not None:
                 self._tell()
         if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):

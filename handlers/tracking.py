@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import orjson
 
-from ..records import NOTHING, Changes, Field, Record, as_value, changed_fields, packed
+from ..records import NOTHING, Changes, Field, Record, as_value, changed_fields, packed, reidentified
 from .contents import Flash, Loaded, field_of, flash_field
 from .context import DATA, IDENTITY, RENEWED
 from .ids import handle_text, proof_of
@@ -105,7 +105,13 @@ class TrackedSession(RenewableSession):
             fields=packed({field: as_value(content) for field, (content, _) in sets.items()}, deadlines),
         )  # fmt: skip
 
-    def _note(self, changes: Changes) -> None:
+    def _take_note(self, changes: Changes) -> None:
+        """Take note of what the store has made of the record, but for its fields and its version."""
+        record = self._record
+        if record is not None and not changes.is_data:
+            self._record = reidentified(record, changes, self.handler.now())
+
+    def _note_fields(self, changes: Changes) -> None:
         """Note what was changed in the record's fields; work it in now and then, for a worker may keep its session."""
         self._applied.append(changes)
         if len(self._applied) >= MOST_APPLIED:
@@ -223,19 +229,6 @@ class TrackedSession(RenewableSession):
         self._changes &= ~(DATA | IDENTITY)
         data = self.handler.contents.read(record, self.handler.now())
         self._data = self._adopt_extras(record, data)
-
-    def _after(self, record: Record, changes: Changes) -> Record:
-        """Return our record with what the changes make of everything but its fields."""
-        subject = changes.labels.get(SUBJECT, record.label.get(SUBJECT))
-        labels = {**record.label, SUBJECT: subject} if SUBJECT in changes.labels else record.label
-        present = {name: value for name, value in labels.items() if value is not None}
-        return record._replace(
-            own=record.own if changes.own is None else changes.own,
-            idle=record.idle if changes.idle is None else changes.idle,
-            proof=changes.proof or record.proof,
-            authenticated=record.authenticated if changes.authenticated is None else changes.authenticated,
-            labels=orjson.dumps(present).decode() if present else "",
-        )
 
     def _settle(self, record: Record) -> None:
         """Take note of what the store has by now."""

@@ -101,7 +101,7 @@ class WritingSession(TrackedSession):
 
     def _know(self, key: str, value: Any, changes: Changes) -> None:
         """Show the value that the store has by now, and how long it lasts there."""
-        self._note(changes)
+        self._note_fields(changes)
         _, deadline = changes.sets[field_of(key)]
         if deadline:
             self._more().deadlines[key] = deadline

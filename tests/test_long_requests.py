@@ -217,3 +217,22 @@ def test_an_outage_while_the_limit_is_looked_up_is_one(store):
     s = Site(user)
     s.visit(lambda session: session.bind("ann"))
     assert (s.answer.code, len(user.sessions("ann"))) == (503, 0)
+
+
+# -- activity ------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_only_reads_counts_as_activity_once_however_often_it_commits(store, clock):
+    handler = on(store, "user", with_idle_timeout(600))
+    s = Site(handler)
+    s.visit(lambda session: session.update(a=1))
+    clock.advance(100)
+    store.calls.clear()
+
+    def act(session):
+        session.get("a")
+        session.commit()
+        clock.advance(0.002)
+
+    s.visit(act)
+    assert [verb for verb, _ in store.calls] == ["load", "apply"]
