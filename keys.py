@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from .clock import Clock
 from .errors import ConfigError
 
-__all__ = ["KeyRing", "Keys", "Secret", "derived"]
+__all__ = ["EPOCH_BYTES", "HourlyKeys", "KeyRing", "Keys", "Secret", "derived"]
 
 Secret: TypeAlias = bytes | str
 """One master secret: at least 32 bytes, or a str that stands for its UTF-8 bytes."""
@@ -26,6 +28,10 @@ SHORTEST: Final = 32
 LARGEST_RING: Final = 64
 FEWEST_DISTINCT: Final = 10
 LONGEST_PERIOD: Final = 16
+
+EPOCH_BYTES: Final = 4
+EPOCH_MS: Final = 3_600_000
+KEPT_EPOCHS: Final = 1024
 
 # Published defaults and the words that mark a line of documentation. Compared without case
 # and punctuation, and long enough that no random secret in hex or base64 holds one by chance.
@@ -140,6 +146,55 @@ class KeyRing:
 
     def _subkey(self, master: bytes, purpose: str, path: str = "", *, form: str = "v1") -> bytes:
         return _hkdf(master, _context(form, purpose, self._realm, path))
+
+
+class HourlyKeys:
+    """The AES-GCM keys of one sub-key, one for every hour.
+
+    A random nonce of 96 bits is safe for about 2^32 messages under one key (NIST SP 800-38D), so every hour has a key
+    of its own. A message names it by its epoch: the number of the hour since 1970, in ``EPOCH_BYTES`` bytes.
+    """
+
+    __slots__ = ("_clock", "_kept", "_latest", "_subkey")
+
+    def __init__(self, subkey: bytes, clock: Clock) -> None:
+        """Derive them from a sub-key; the clock tells the hour."""
+        self._subkey = subkey
+        self._clock = clock
+        self._kept: dict[bytes, AESGCM] = {}
+        self._latest: tuple[int, bytes, AESGCM] | None = None
+
+    def latest(self) -> tuple[int, bytes, AESGCM]:
+        """Return this hour's number, its epoch and its key."""
+        number = self._clock.now() // EPOCH_MS
+        latest = self._latest
+        return latest if latest is not None and latest[0] == number else self._next(number)
+
+    def known(self, epoch: bytes) -> AESGCM | None:
+        """Return a key that was kept."""
+        return self._kept.get(epoch)
+
+    def derive(self, epoch: bytes) -> AESGCM:
+        """Return the key of any epoch."""
+        return AESGCM(derived(self._subkey, "epoch", epoch.hex()))
+
+    def is_to_come(self, epoch: bytes) -> bool:
+        """Tell whether an hour lies ahead, of this and of the next, which another machine's clock may have begun."""
+        return int.from_bytes(epoch, "big") > self._clock.now() // EPOCH_MS + 1
+
+    def keep(self, epoch: bytes, cipher: AESGCM) -> None:
+        """Keep a key that fitted; one that did not is not kept, so that forged epochs push nothing out."""
+        if epoch not in self._kept:
+            if len(self._kept) >= KEPT_EPOCHS:
+                self._kept.clear()
+            self._kept[epoch] = cipher
+
+    def _next(self, number: int) -> tuple[int, bytes, AESGCM]:
+        epoch = max(number, 0).to_bytes(EPOCH_BYTES, "big")  # A clock from before 1970 has a key all the same.
+        cipher = self.known(epoch) or self.derive(epoch)
+        self.keep(epoch, cipher)
+        self._latest = latest = number, epoch, cipher
+        return latest
 
 
 Keys: TypeAlias = KeyRing | Secret | list[Secret] | tuple[Secret, ...]

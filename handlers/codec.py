@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from ..clock import Clock, SystemClock
 from ..errors import BadCookie, CookieTooLarge
-from ..keys import KeyRing, Keys, derived
+from ..keys import EPOCH_BYTES, HourlyKeys, KeyRing, Keys
 from ..serializer import JsonSerializer
 from .encoding import NONCE_BYTES, decode, encode, nonce
 
@@ -42,9 +42,6 @@ VERSION: Final = "v1"
 LARGEST_TOKEN: Final = 4093
 MAC_BYTES: Final = 32
 TAG_BYTES: Final = 16
-EPOCH_BYTES: Final = 4
-EPOCH_MS: Final = 3_600_000
-KEPT_EPOCHS: Final = 1024
 MEMO_CHARACTERS: Final = 1 << 19
 MEMO_KEY: Final = 40
 HEADER_BYTES: Final = EPOCH_BYTES + NONCE_BYTES
@@ -176,59 +173,10 @@ class SignedTokens(Remembering[bytes]):
         return content
 
 
-class _Epochs:
-    """The AES-GCM keys of a purpose: one for every hour and key of the ring.
-
-    A random 96-bit nonce is safe for about 2^32 messages under one key (NIST SP 800-38D), so every
-    hour has a key of its own, derived from the epoch that the message names.
-    """
-
-    __slots__ = ("_ciphers", "_clock", "_latest", "_masters", "current")
-
-    def __init__(self, subkeys: tuple[tuple[str, bytes], ...], clock: Clock) -> None:
-        self._masters = dict(subkeys)
-        self._ciphers: dict[str, dict[bytes, AESGCM]] = {name: {} for name in self._masters}
-        self.current = subkeys[0][0]
-        self._clock = clock
-        self._latest: tuple[int, bytes, AESGCM] | None = None
-
-    def latest(self) -> tuple[int, bytes, AESGCM]:
-        """Return this hour's number, its bytes and its key."""
-        number = self._clock.now() // EPOCH_MS
-        latest = self._latest
-        return latest if latest is not None and latest[0] == number else self._next(number)
-
-    def known(self, name: str, epoch: bytes) -> AESGCM | None:
-        """Return a key that has opened something before; KeyError for a key that the ring lacks."""
-        return self._ciphers[name].get(epoch)
-
-    def derive(self, name: str, epoch: bytes) -> AESGCM:
-        """Return the key of an epoch that may be; raise ValueError for one to come."""
-        if int.from_bytes(epoch, "big") > self._clock.now() // EPOCH_MS + 1:
-            raise ValueError("The epoch lies in the future.")
-        return self._cipher(name, epoch)
-
-    def keep(self, name: str, epoch: bytes, cipher: AESGCM) -> None:
-        """Keep a key that fitted; one that did not is not kept, so that forged epochs push nothing out."""
-        if len(self._ciphers[name]) >= KEPT_EPOCHS:
-            self._ciphers[name].clear()
-        self._ciphers[name][epoch] = cipher
-
-    def _next(self, number: int) -> tuple[int, bytes, AESGCM]:
-        epoch = max(number, 0).to_bytes(EPOCH_BYTES, "big")  # A clock from before 1970 has a key all the same.
-        cipher = self._cipher(self.current, epoch)
-        self.keep(self.current, epoch, cipher)
-        self._latest = (number, epoch, cipher)
-        return self._latest
-
-    def _cipher(self, name: str, epoch: bytes) -> AESGCM:
-        return AESGCM(derived(self._masters[name], "epoch", epoch.hex()))
-
-
 class SealedTokens(Remembering[bytes]):
     """Tokens that only a holder of the key can make or read."""
 
-    __slots__ = ("_epochs", "_prefix_size", "current", "seal")
+    __slots__ = ("_keys", "_prefix_size", "current", "seal")
 
     seal: Callable[[bytes], str]
     """Returns the token that holds the content."""
@@ -237,14 +185,14 @@ class SealedTokens(Remembering[bytes]):
         """Bind to a ring, a purpose, a handler path, and the clock that tells the epoch."""
         super().__init__()
         subkeys = keys.subkeys(f"{purpose}/sealed", path, form=VERSION)
-        self._epochs = _Epochs(tuple((_prefix(name), key) for name, key in subkeys), clock)
-        self.current = self._epochs.current
+        self._keys = {_prefix(name): HourlyKeys(key, clock) for name, key in subkeys}
+        self.current = _prefix(subkeys[0][0])
         self._prefix_size = len(self.current)
         self.seal = self.sealer()
 
     def sealer(self, before: str = "", after: str = "") -> Callable[[bytes], str]:
         """Return a function that returns the token for a content, with this text around it."""
-        start, latest = before + self.current, self._epochs.latest
+        start, latest = before + self.current, self._keys[self.current].latest
 
         def seal(content: bytes) -> str:
             _, epoch, cipher = latest()
@@ -260,20 +208,14 @@ class SealedTokens(Remembering[bytes]):
         return seal
 
     def _verified(self, token: str) -> bytes:
-        prefix = token[: self._prefix_size]
+        size = self._prefix_size
         try:
-            raw = decode(token[self._prefix_size :])
-            cipher = self._epochs.known(prefix, raw[:EPOCH_BYTES])
-            return self._open_of_new_epoch(prefix, raw) if cipher is None else _opened(cipher, raw)
+            keys = self._keys[token[:size]]
+            raw = decode(token[size:])
+            cipher = keys.known(raw[:EPOCH_BYTES])
+            return _opened_of_new_epoch(keys, raw) if cipher is None else _opened(cipher, raw)
         except (KeyError, ValueError, InvalidTag):
             raise _refusal() from None
-
-    def _open_of_new_epoch(self, prefix: str, raw: bytes) -> bytes:
-        epoch = raw[:EPOCH_BYTES]
-        cipher = self._epochs.derive(prefix, epoch)
-        content = _opened(cipher, raw)
-        self._epochs.keep(prefix, epoch, cipher)
-        return content
 
 
 class FieldSealer:
@@ -283,30 +225,33 @@ class FieldSealer:
     an older content of the same field back.
     """
 
-    __slots__ = ("_epochs",)
+    __slots__ = ("_current", "_keys")
 
     def __init__(self, keys: KeyRing, path: str, clock: Clock) -> None:
         """Bind to a ring, a handler path, and the clock that tells the epoch."""
-        self._epochs = _Epochs(keys.subkeys("field/sealed", path, form=VERSION), clock)
+        subkeys = keys.subkeys("field/sealed", path, form=VERSION)
+        self._keys = {name: HourlyKeys(key, clock) for name, key in subkeys}
+        self._current = subkeys[0][0]
 
     def seal(self, content: bytes, *place: str) -> bytes:
         """Return the content sealed for this place: the session's handle and the key."""
-        _, epoch, cipher = self._epochs.latest()
+        _, epoch, cipher = self._keys[self._current].latest()
         once = nonce()
-        return b"".join((self._epochs.current.encode(), epoch, once, cipher.encrypt(once, content, _bound(place))))
+        return b"".join((self._current.encode(), epoch, once, cipher.encrypt(once, content, _bound(place))))
 
     def open(self, sealed: bytes, *place: str) -> bytes:
         """Return the content; raise ValueError if it was not sealed for this place with a key of the ring."""
-        size = len(self._epochs.current)
+        size = len(self._current)
         name, epoch = sealed[:size].decode("ascii", "replace"), sealed[size : size + EPOCH_BYTES]
         start = size + HEADER_BYTES
         once = sealed[size + EPOCH_BYTES : start]
         try:
-            cipher = self._epochs.known(name, epoch) or self._epochs.derive(name, epoch)
+            keys = self._keys[name]
+            cipher = keys.known(epoch) or _derived(keys, epoch)
             content = cipher.decrypt(once, sealed[start:], _bound(place))
         except (KeyError, ValueError, InvalidTag):
             raise ValueError("A sealed field does not open: it was altered, moved, or its key is gone.") from None
-        self._epochs.keep(name, epoch, cipher)
+        keys.keep(epoch, cipher)
         return content
 
 
@@ -360,6 +305,21 @@ def _feed(mac: HMAC, content: bytes) -> None:
     """Take a large content in; no token is larger than two pieces, neither of which gives up the interpreter lock."""
     mac.update(content[:PIECE])
     mac.update(content[PIECE:])
+
+
+def _derived(keys: HourlyKeys, epoch: bytes) -> AESGCM:
+    """Return the key of an epoch that may be; raise ValueError for one to come."""
+    if keys.is_to_come(epoch):
+        raise ValueError("The epoch lies in the future.")
+    return keys.derive(epoch)
+
+
+def _opened_of_new_epoch(keys: HourlyKeys, raw: bytes) -> bytes:
+    epoch = raw[:EPOCH_BYTES]
+    cipher = _derived(keys, epoch)
+    content = _opened(cipher, raw)
+    keys.keep(epoch, cipher)
+    return content
 
 
 def _opened(cipher: AESGCM, raw: bytes) -> bytes:

@@ -24,6 +24,7 @@ from sessiontree.caches.disk import cache as disk
 from sessiontree.caches.disk import files as disk_files
 from sessiontree.caches.disk import rows as disk_rows
 from sessiontree.caches.disk.databases import FailedError
+from sessiontree.caches.disk.seal import Seal
 from sessiontree.clock import FakeClock
 from sessiontree.records import packed
 
@@ -294,7 +295,13 @@ def test_the_key_of_an_entry_lasts_an_hour_and_entries_outlast_it(opened, clock)
         handles.append(filled(cache).handle)
         clock.advance(720)
     assert [cache.get(handle) is not None for handle in handles] == [True] * 100
-    assert len(cache._databases.seals[0]._ciphers) == 20
+    assert len(cache._databases.seals[0]._keys._kept) == 20
+
+
+def test_what_was_sealed_before_the_clock_was_set_back_opens_after_it(clock):
+    before = Seal(SECRET, clock).seal(b"content", b"r", "name", "handle")
+    clock.advance(-86_400)
+    assert Seal(SECRET, clock).open(before, b"r", "name", "handle") == b"content"
 
 
 # -- rows that somebody changed -----------------------------------------------------------------

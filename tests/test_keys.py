@@ -24,7 +24,8 @@ from support import OTHER_SECRET, SECRET
 
 from sessiontree import ConfigError, Handler, KeyRing, cli, keys
 from sessiontree.handlers import CookieCodec
-from sessiontree.keys import derived
+from sessiontree.keys import HourlyKeys, derived
+from sessiontree.testing import FakeClock
 
 quick = settings(deadline=None, max_examples=60)
 PATHS = ("visitor", "visitor/user", "user", "user/visitor", "visitoruser", "")
@@ -603,3 +604,26 @@ def test_cr_2_no_module_compares_secrets_with_the_equality_operators():
         allowed = ("master == (master[:n]", "known[0] ")
         found = [line for line in secret_comparisons(path.read_text()) if not line.startswith(allowed)]
         assert found == [], path.name
+
+
+# -- a key for each hour --------------------------------------------------------------------------
+
+
+def test_cr_15_a_key_that_is_kept_pushes_no_other_out(monkeypatch):
+    monkeypatch.setattr(keys, "KEPT_EPOCHS", 3)
+    hourly = HourlyKeys(SECRET, FakeClock())
+    ciphers = {number.to_bytes(4, "big"): hourly.derive(number.to_bytes(4, "big")) for number in range(3)}
+    for _ in range(2):
+        for epoch, cipher in ciphers.items():
+            hourly.keep(epoch, cipher)
+    assert [hourly.known(epoch) for epoch in ciphers] == list(ciphers.values())
+
+
+@pytest.mark.parametrize(("ahead", "is_to_come"), [(-(10**6), False), (0, False), (3600, False), (7200, True)])
+def test_tm_1_this_hour_and_the_next_are_not_to_come(ahead, is_to_come):
+    clock = FakeClock()
+    hourly = HourlyKeys(SECRET, clock)
+    clock.advance(ahead)
+    _, epoch, _ = hourly.latest()
+    clock.advance(-ahead)
+    assert hourly.is_to_come(epoch) is is_to_come

@@ -5,10 +5,9 @@ import os
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ...clock import Clock
-from ...keys import derived
+from ...keys import EPOCH_BYTES, HourlyKeys, derived
 
 __all__ = ["ABSENT", "HASH_BYTES", "MARK", "RECORD", "Seal", "raw_handle"]
 
@@ -17,26 +16,23 @@ ABSENT: Final = b"a"
 MARK: Final = b"m"
 
 HASH_BYTES: Final = 20
-HOUR_BYTES: Final = 4
 NONCE_BYTES: Final = 12
-HOUR_MS: Final = 3_600_000
-KEPT_HOURS: Final = 64
+HEADER_BYTES: Final = EPOCH_BYTES + NONCE_BYTES
 
 
 class Seal:
     """Seals values with AES-256-GCM, each for its kind, database and handle, and hashes handles to keys of rows.
 
-    A random nonce of 96 bits is safe for about 2^32 messages under one key (NIST SP 800-38D), so every hour has a key
-    of its own.
+    A sealed value is an epoch, a nonce and the ciphertext. An epoch that lies ahead will do, for a clock that was set
+    back makes nobody's entry a foreign one.
     """
 
-    __slots__ = ("_ciphers", "_clock", "_hash", "_master")
+    __slots__ = ("_hash", "_keys")
 
     def __init__(self, key: bytes, clock: Clock) -> None:
-        """Take a sub-key, and the clock that tells the hour."""
-        self._hash, self._master = derived(key, "handle"), derived(key, "value")
-        self._clock = clock
-        self._ciphers: dict[bytes, AESGCM] = {}
+        """Take a sub-key, and the clock that tells the epoch."""
+        self._hash = derived(key, "handle")
+        self._keys = HourlyKeys(derived(key, "value"), clock)
 
     def key(self, handle: str) -> bytes:
         """Return the key of a handle's row, which tells nobody the handle."""
@@ -44,31 +40,20 @@ class Seal:
 
     def seal(self, content: bytes, kind: bytes, name: str, handle: str) -> bytes:
         """Return the content sealed."""
-        hour = max(0, self._clock.now() // HOUR_MS).to_bytes(HOUR_BYTES, "big")
-        cipher, nonce = self._cipher(hour), os.urandom(NONCE_BYTES)
-        self._keep(hour, cipher)
-        return b"".join((hour, nonce, cipher.encrypt(nonce, content, _bound(kind, name, handle))))
+        _, epoch, cipher = self._keys.latest()
+        nonce = os.urandom(NONCE_BYTES)
+        return b"".join((epoch, nonce, cipher.encrypt(nonce, content, _bound(kind, name, handle))))
 
     def open(self, sealed: bytes, kind: bytes, name: str, handle: str) -> bytes | None:
         """Return the content, or None for what was not sealed for this."""
-        hour, nonce = sealed[:HOUR_BYTES], sealed[HOUR_BYTES : HOUR_BYTES + NONCE_BYTES]
-        cipher = self._cipher(hour)
+        epoch, nonce = sealed[:EPOCH_BYTES], sealed[EPOCH_BYTES:HEADER_BYTES]
+        cipher = self._keys.known(epoch) or self._keys.derive(epoch)
         try:
-            content = cipher.decrypt(nonce, sealed[HOUR_BYTES + NONCE_BYTES :], _bound(kind, name, handle))
+            content = cipher.decrypt(nonce, sealed[HEADER_BYTES:], _bound(kind, name, handle))
         except (InvalidTag, ValueError):
             return None
-        self._keep(hour, cipher)
+        self._keys.keep(epoch, cipher)
         return content
-
-    def _cipher(self, hour: bytes) -> AESGCM:
-        return self._ciphers.get(hour) or AESGCM(derived(self._master, hour.hex()))
-
-    def _keep(self, hour: bytes, cipher: AESGCM) -> None:
-        """Keep a key that fitted; one that did not is not kept, so that forged hours push nothing out."""
-        if hour not in self._ciphers:
-            if len(self._ciphers) >= KEPT_HOURS:
-                self._ciphers.clear()
-            self._ciphers[hour] = cipher
 
 
 def _bound(kind: bytes, name: str, handle: str) -> bytes:
