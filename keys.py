@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from .clock import Clock
 from .errors import ConfigError
 
-__all__ = ["EPOCH_BYTES", "HourlyKeys", "KeyRing", "Keys", "Secret", "derived"]
+__all__ = ["EPOCH_BYTES", "HourlyKeys", "KeyRing", "Keys", "Secret", "derived", "joined"]
 
 Secret: TypeAlias = bytes | str
 """One master secret: at least 32 bytes, or a str that stands for its UTF-8 bytes."""
@@ -241,13 +241,16 @@ def _weakness(master: bytes) -> str | None:
     return None
 
 
+def joined(parts: Iterable[bytes]) -> bytes:
+    """Return the parts as one, each with its length in front, so that no two lists of parts give the same bytes."""
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+
+
 def _context(*fields: str) -> bytes:
-    """Join the fields so that no two lists of fields give the same bytes: each has its length in front."""
     try:
-        encoded = [str.encode(field) for field in fields]
+        return joined(map(str.encode, fields))
     except (TypeError, UnicodeEncodeError):
         raise ConfigError(f"A purpose, name or realm must be valid text, not one of {fields!r}.") from None
-    return b"".join(len(raw).to_bytes(4, "big") + raw for raw in encoded)
 
 
 def derived(key: bytes, *fields: str) -> bytes:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from ..clock import Clock, SystemClock
 from ..errors import BadCookie, CookieTooLarge
-from ..keys import EPOCH_BYTES, HourlyKeys, KeyRing, Keys
+from ..keys import EPOCH_BYTES, HourlyKeys, KeyRing, Keys, joined
 from ..serializer import JsonSerializer
 from .encoding import NONCE_BYTES, decode, encode, nonce
 
@@ -236,8 +236,8 @@ class FieldSealer:
     def seal(self, content: bytes, *place: str) -> bytes:
         """Return the content sealed for this place: the session's handle and the key."""
         _, epoch, cipher = self._keys[self._current].latest()
-        once = nonce()
-        return b"".join((self._current.encode(), epoch, once, cipher.encrypt(once, content, _bound(place))))
+        once, bound = nonce(), joined(map(str.encode, place))
+        return b"".join((self._current.encode(), epoch, once, cipher.encrypt(once, content, bound)))
 
     def open(self, sealed: bytes, *place: str) -> bytes:
         """Return the content; raise ValueError if it was not sealed for this place with a key of the ring."""
@@ -248,7 +248,7 @@ class FieldSealer:
         try:
             keys = self._keys[name]
             cipher = keys.known(epoch) or _derived(keys, epoch)
-            content = cipher.decrypt(once, sealed[start:], _bound(place))
+            content = cipher.decrypt(once, sealed[start:], joined(map(str.encode, place)))
         except (KeyError, ValueError, InvalidTag):
             raise ValueError("A sealed field does not open: it was altered, moved, or its key is gone.") from None
         keys.keep(epoch, cipher)
@@ -329,12 +329,6 @@ def _opened(cipher: AESGCM, raw: bytes) -> bytes:
         return cipher.decrypt(first, raw[HEADER_BYTES:], ONLY)
     middle = HEADER_BYTES + PIECE
     return cipher.decrypt(first, raw[HEADER_BYTES:middle], FIRST) + cipher.decrypt(_next(first), raw[middle:], SECOND)
-
-
-def _bound(place: tuple[str, ...]) -> bytes:
-    """Return a place as associated data, each part with its length in front."""
-    parts = [part.encode() for part in place]
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def _next(first: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from ..clock import SystemClock
 from ..errors import NoID, NoSession
+from ..keys import joined
 
 __all__ = [
     "REVOKED_SESSION",
@@ -85,8 +86,7 @@ def handle_bytes(text: str) -> bytes:
 
 def named_handle(*parts: bytes) -> bytes:
     """Return the handle of what has no random one: a hash of its parts, each with its length in front."""
-    joined = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return sha256(joined).digest()[:HANDLE_BYTES]
+    return sha256(joined(parts)).digest()[:HANDLE_BYTES]
 
 
 def revoked_mark(handle: str) -> str:
