@@ -21,7 +21,8 @@ No copy begins a new life: it is as old as what it was copied from, and is serve
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from ..clock import Clock, Duration, SystemClock, milliseconds, stopwatch
+from ..breaker import Breaker
+from ..clock import Clock, Duration, milliseconds, stopwatch
 from ..errors import ConfigError
 from ..records import Record
 from .kept import Kept
@@ -30,12 +31,8 @@ from .stats import Stats
 
 __all__ = ["Aging", "TieredCache"]
 
-SLOW: Final = 0.05
-"""How many seconds the second tier may take for an answer: a store would have given it meanwhile."""
-
 MOST_SLOW: Final = 3
-PAUSE: Final = 1.0
-"""For how many seconds a second tier is left alone that was slow so many times in a row."""
+"""After how many slow answers in a row the second tier is left alone: a store would have given them meanwhile."""
 
 NO_LEASE: Final = object()
 """In place of a lease of a second tier that gave none."""
@@ -75,9 +72,7 @@ class TieredCache:
         self._seconds = stopwatch(self.clock)
         self._copies = _tells_ages(l1) and _tells_ages(l2)
         self._shut_until = -1.0  # Until when a second tier that failed to forget is not asked.
-        self._waited = stopwatch(SystemClock())
-        self._slow = 0
-        self._pause_until = -1.0
+        self._breaker = Breaker(MOST_SLOW)
         self._clearings = 0
         self._has_failed = False
         self._hits = self._misses = self._errors = 0
@@ -196,8 +191,8 @@ class TieredCache:
 
     def _ask(self, otherwise: _T, verb: Callable[..., _T], *arguments: Any) -> _T:
         """Return what the second tier answers; if it fails or is left alone, what it is to be instead."""
-        began = self._waited()
-        if began < self._pause_until or self._seconds() < self._shut_until:
+        began = None if self._seconds() < self._shut_until else self._breaker.begin()
+        if began is None:
             self._errors += 1
             return otherwise
         try:
@@ -206,14 +201,8 @@ class TieredCache:
             self._failed(error)
             return otherwise
         finally:
-            self._watch(self._waited() - began)
-
-    def _watch(self, waited: float) -> None:
-        """Leave a second tier alone for a moment that has made us wait several times in a row."""
-        self._slow = self._slow + 1 if waited >= SLOW else 0
-        if self._slow >= MOST_SLOW:
-            self._slow = 0
-            self._pause_until = self._waited() + PAUSE
+            if not self._breaker.count(began):  # Whatever came of it: a slow answer is as good as none.
+                self._breaker.close()
 
     def _forget(self, verb: Callable[..., object], *arguments: Any) -> None:
         """Have the second tier forget. If it fails, it is asked nothing until all it holds now is too old."""

@@ -1,10 +1,11 @@
-"""The circuit breaker: a store that keeps requests waiting is left alone for a moment at a time."""
+"""Circuit breakers: what keeps its callers waiting, a store above all, is left alone for a moment at a time."""
 
 import pytest
 from support import SECRET, Site
 
 from sessiontree import Handler, StoreUnavailable, with_clock, with_outage, with_store
-from sessiontree.handlers.breaker import MOST_FAILURES, PAUSE, SLOW, Breaker, breaker_of
+from sessiontree.breaker import PAUSE, SLOW, Breaker
+from sessiontree.handlers.breaker import MOST_FAILURES, StoreBreaker, breaker_of
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import FakeClock, FaultyStore
 
@@ -17,7 +18,7 @@ class Watched:
         self.waits = waits
         self.calls = 0
         self.is_down = True
-        self.breaker = Breaker()
+        self.breaker = StoreBreaker()
         self.breaker._seconds = lambda: self.now
 
     def _verb(self, argument):
@@ -118,3 +119,46 @@ def test_there_is_one_for_each_store_and_requests_that_can_go_on_use_it():
     store.up()
     breaker._seconds = lambda: 1e6
     assert s.visit(dict) == {"n": 1}
+
+
+def began(breaker, clock, waits):
+    """Begin a call, and let it take so long."""
+    at = breaker.begin()
+    clock.advance(waits)
+    return at
+
+
+def test_it_opens_at_as_many_slow_calls_as_it_is_told():
+    for most in (1, 2, 5):
+        clock = FakeClock()
+        breaker = Breaker(most, clock)
+        for _ in range(most):
+            assert breaker.count(began(breaker, clock, 0.5))
+        assert breaker.begin() is None
+        breaker.close()
+        assert breaker.begin() is not None
+
+
+def test_what_fails_at_once_neither_opens_nor_closes_it():
+    clock = FakeClock()
+    breaker = Breaker(1, clock)
+    for _ in range(5):
+        assert not breaker.count(began(breaker, clock, 0))
+    breaker.count(began(breaker, clock, 0.5))
+    clock.advance(PAUSE)
+    assert not breaker.count(began(breaker, clock, 0))
+    assert breaker.begin() is None
+
+
+def test_it_can_be_opened_for_longer_and_a_slow_call_shortens_that_for_nobody():
+    clock = FakeClock()
+    breaker = Breaker(3, clock)
+    at = breaker.begin()
+    breaker.open(10)
+    clock.advance(PAUSE)
+    assert breaker.count(at)
+    clock.advance(9 - 0.5)
+    assert breaker.begin() is None
+    clock.advance(0.5)
+    assert breaker.begin() is not None
+    assert breaker.begin() is None, "One tries."

@@ -833,7 +833,7 @@ def test_a_second_tier_that_is_slow_several_times_in_a_row_is_left_alone_for_a_m
         nonlocal waited
         waited += 0.06
 
-    cache._waited = lambda: waited
+    cache._breaker._seconds = lambda: waited
     cache.l2.get_aged = get_aged
     for _ in range(MOST_SLOW + 5):
         assert cache.get(record.handle) is None

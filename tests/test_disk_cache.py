@@ -73,12 +73,6 @@ def _nothing_is_unpickled_and_no_file_touched(monkeypatch):
     assert CALLS == []
 
 
-@pytest.fixture(autouse=True)
-def _the_machine_is_never_slow(monkeypatch):
-    """A failure that takes long has the disk left alone, and in tests it may take as long as it likes."""
-    monkeypatch.setattr(disk, "SLOW", 3600.0)
-
-
 @pytest.fixture
 def clock():
     return InterruptedClock()
@@ -932,10 +926,14 @@ def test_ca_5_a_database_that_another_has_for_itself_is_misses(cache, clock):
 def test_ca_5_a_disk_that_was_slow_to_fail_is_left_alone_for_a_second(cache, locked, clock):
     record = a_record(cache)
     lease = cache.lease(record.handle)
-    times = iter([0.0, disk.SLOW])
-    cache._waited = lambda: next(times, 0.0)
-    assert not cache.put(record.handle, record, lease)
     used = cache._rows.use
+
+    def wait(*work):
+        clock.advance(0.5)
+        return used(*work)
+
+    cache._rows.use = wait
+    assert not cache.put(record.handle, record, lease)
     cache._rows.use = trapped
     assert cache.get(record.handle) is None
     assert not put(cache, record)

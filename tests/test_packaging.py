@@ -45,7 +45,19 @@ def modules():
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages(sessiontree.__path__, "sessiontree.")
         if found.name.split(".")[1]
-        in {"cli", "caches", "handlers", "stores", "errors", "clock", "keys", "records", "serializer", "testing"}
+        in {
+            "breaker",
+            "cli",
+            "caches",
+            "handlers",
+            "stores",
+            "errors",
+            "clock",
+            "keys",
+            "records",
+            "serializer",
+            "testing",
+        }
     ]
 
 
@@ -81,7 +93,8 @@ def test_a_plain_import_loads_no_framework():
 
 def test_nothing_but_package_modules_stands_in_the_root():
     assert {path.name for path in ROOT.glob("*.py")} == {
-        "__init__.py", "__main__.py", "clock.py", "errors.py", "keys.py", "records.py", "serializer.py", "testing.py",
+        "__init__.py", "__main__.py", "breaker.py", "clock.py", "errors.py", "keys.py", "records.py", "serializer.py",
+        "testing.py",
     }  # fmt: skip
 
 

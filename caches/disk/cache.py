@@ -30,6 +30,7 @@ from struct import Struct
 from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakSet
 
+from ...breaker import Breaker
 from ...clock import Clock, Duration, SystemClock, milliseconds, stopwatch
 from ...errors import ConfigError, SessionError
 from ...keys import Keys
@@ -57,12 +58,8 @@ ABSENT_SLOTS: Final = 256
 MOST_BLOCKED: Final = 1024
 """How many handles are remembered whose drop is in doubt; with more, all that is older than the last is in doubt."""
 
-SLOW: Final = 0.05
-REST_MS: Final = 1000
-"""For how long the disk is left alone after a failure that took ``SLOW`` seconds, or to begin a database."""
-
-DAMAGE_MS: Final = 10_000
-"""Within how long a second damage is no accident, and no third database is begun."""
+DAMAGE: Final = 10.0
+"""Within how many seconds a second damage is no accident, and no third database is begun."""
 
 _T = TypeVar("_T")
 
@@ -124,13 +121,14 @@ class DiskCache:
             raise ConfigError("max_staleness and timeout are 0 seconds or more.")
         self.clock: Clock = clock or SystemClock()
         self.max_staleness = self._staleness / 1000
-        self._seconds, self._waited = stopwatch(self.clock), stopwatch(SystemClock())
+        self._seconds = stopwatch(self.clock)
+        self._breaker = Breaker(1, self.clock)
         self._databases = Databases(private_folder(directory), keys, self.clock, max_bytes, seconds)
         self._largest = min(max_bytes // SHARE, WIDEST - HEADROOM)
         self._rows: Rows | None = None
         self._pid = os.getpid()
         self._closed = False
-        self._rest_until = self._damaged_at = -DAMAGE_MS
+        self._damaged_at = -DAMAGE
         self._floor = -1  # What was leased until then is served to nobody here, for a clear or many drops are in doubt.
         self._floors: dict[str, int] = {}
         self._hits = self._misses = self._stale = self._refused = self._errors = self._evicted = 0
@@ -347,37 +345,40 @@ class DiskCache:
     def _do(self, work: Callable[..., _T], *arguments: Any, forgets: bool = False) -> _T:
         """Return what the work returns, given a database and its place; raise FailedError whatever goes wrong.
 
-        For what forgets there is nothing to do where there is no database, and no rest.
+        What forgets has nothing to do where there is no database, and is done even while the disk is left alone.
         """
         if self._pid != os.getpid():
             self._leave_to_parent()
-        if self._closed or (self._now() < self._rest_until and not forgets):
+        began, rows = self._breaker.begin(), self._rows
+        if self._closed or (began is None and not forgets):
             raise FailedError
-        began, rows = self._waited(), self._rows
         try:
             place = self._databases.place()
             if place is None and forgets:
                 return None  # type: ignore[return-value]
             if place is None or rows is None or rows.name != place.name:
                 place, rows = self._opened()
-            return rows.use(work, place, *arguments)
+            result = rows.use(work, place, *arguments)
         except Exception as error:
-            self._settle(error, rows, self._waited() - began)
+            self._settle(error, rows, began)
             raise FailedError from error
+        if began is not None:
+            self._breaker.close()
+        return result
 
-    def _settle(self, error: Exception, rows: Rows | None, waited: float) -> None:
+    def _settle(self, error: Exception, rows: Rows | None, began: float | None) -> None:
         """Leave a damaged database for a new one, and a slow disk alone for a moment."""
         self._databases.log("The cache in %s failed, which is a miss, and may go on to, unheard: %r", error)
-        now = self._now()
-        if waited >= SLOW:
-            self._rest_until = now + REST_MS
+        if began is not None:
+            self._breaker.count(began)
         with suppress(OSError):
             place = self._databases.place()
             # What is no longer in use may fail in any way.
             if place is None or rows is None or rows.name != place.name or not rows.is_damaged_by(error):
                 return
-            if now - self._damaged_at < DAMAGE_MS:
-                self._rest_until = now + DAMAGE_MS
+            now = self._seconds()
+            if now - self._damaged_at < DAMAGE:
+                self._breaker.open(DAMAGE)
             self._damaged_at = now
             self._databases.set_aside(rows.name, error)
 
@@ -392,7 +393,7 @@ class DiskCache:
                     place, rows = self._databases.begun()
                 before, self._rows = self._rows, rows
         except BaseException:
-            self._rest_until = self._now() + REST_MS
+            self._breaker.open()
             raise
         if before is not None and before is not rows:
             self._evicted += before.evicted

@@ -38,7 +38,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
-from ...clock import FOREVER, stopwatch
+from ...breaker import Breaker
+from ...clock import FOREVER
 from ...errors import ConfigError, Conflict, RecordTooLarge, SessionGone, StoreUnavailable
 from ...keys import Keys
 from ...records import FORM, NOTHING, Changes, Field, Json, Record, pack, packed, unpack, unpacked
@@ -54,12 +55,6 @@ MOST_TURNS: Final = 4
 
 MOST_BATCHES: Final = 100
 """How many batches one sweep asks the front for at most."""
-
-SLOW: Final = 0.05
-"""How many seconds a failure takes after which the front is left alone for a while."""
-
-PAUSE: Final = 1.0
-"""For how many seconds nobody asks a front that failed slowly; then one does."""
 
 OVERHEAD: Final = 400
 """How many bytes a row has beside the copy, at most."""
@@ -105,14 +100,13 @@ class Front:
             )
         self._store = store
         self._now = store.clock.now
-        self._seconds = stopwatch(store.clock)
         self._staleness = staleness
         self._path = f"front/{name}"
         self._suffix = f".{name}"
         self._signatures = Signatures(keys, name)
         self._floors = Floors(staleness)
         self._latest = 0
-        self._again = 0.0  # When the store may next be asked, if it was slow to fail; else 0.
+        self._breaker = Breaker(1, store.clock)
         self._is_failing = False
 
     # -- reading ---------------------------------------------------------------------------
@@ -288,23 +282,20 @@ class Front:
 
     def _ask(self, verb: Callable[..., _T], *arguments: Any) -> _T:
         """Ask the store, unless it was slow to fail a moment ago; note when it fails, and when it answers again."""
-        began = self._seconds()
-        if self._again:
-            if began < self._again:
-                raise StoreUnavailable("The front of this store was slow to fail, and is left alone for a moment.")
-            self._again = began + PAUSE  # One tries; the others wait for what it finds.
+        began = self._breaker.begin()
+        if began is None:
+            raise StoreUnavailable("The front of this store was slow to fail, and is left alone for a moment.")
         try:
             result = verb(*arguments)
         except _ANSWERS:
-            self._again = 0.0
+            self._breaker.close()
             raise
         except Exception as error:
-            ended = self._seconds()
-            self._again = ended + PAUSE if ended - began >= SLOW else 0.0
+            self._breaker.count(began)
             self._note(error)
             raise
-        if self._again or self._is_failing:
-            self._again, self._is_failing = 0.0, False
+        self._breaker.close()
+        self._is_failing = False
         return result
 
     def _note(self, error: Exception) -> None:
