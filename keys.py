@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from .clock import Clock
 from .errors import ConfigError
 
-__all__ = ["EPOCH_BYTES", "HourlyKeys", "KeyRing", "Keys", "Secret", "derived", "joined"]
+__all__ = ["EPOCH_BYTES", "PIECE", "HourlyKeys", "KeyRing", "Keys", "Secret", "derived", "joined"]
 
 Secret: TypeAlias = bytes | str
 """One master secret: at least 32 bytes, or a str that stands for its UTF-8 bytes."""
@@ -28,6 +28,10 @@ SHORTEST: Final = 32
 LARGEST_RING: Final = 64
 FEWEST_DISTINCT: Final = 10
 LONGEST_PERIOD: Final = 16
+
+PIECE: Final = 2047
+"""How many bytes OpenSSL is given at once where requests wait for it: for more its callers give up the interpreter lock
+and then wait for it, 5 ms at a time beside a busy thread."""
 
 EPOCH_BYTES: Final = 4
 EPOCH_MS: Final = 3_600_000

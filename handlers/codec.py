@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from ..clock import Clock, SystemClock
 from ..errors import BadCookie, CookieTooLarge
-from ..keys import EPOCH_BYTES, HourlyKeys, KeyRing, Keys, joined
+from ..keys import EPOCH_BYTES, PIECE, HourlyKeys, KeyRing, Keys, joined
 from ..serializer import JsonSerializer
 from .encoding import NONCE_BYTES, decode, encode, nonce
 
@@ -45,9 +45,6 @@ TAG_BYTES: Final = 16
 MEMO_CHARACTERS: Final = 1 << 19
 MEMO_KEY: Final = 40
 HEADER_BYTES: Final = EPOCH_BYTES + NONCE_BYTES
-# OpenSSL's callers give up the interpreter lock for more than 2047 bytes and then wait for it, 5 ms
-# at a time beside a busy thread. Smaller pieces never do.
-PIECE: Final = 2047
 SEGMENT: Final = PIECE - TAG_BYTES
 LONGEST_SINGLE: Final = SEGMENT - 2
 PADDINGS: Final = (b"", b" ", b"  ")

@@ -1,17 +1,13 @@
 """Signatures of the copies in a front: whoever can write there and nowhere else can make up no session."""
 
 from hmac import compare_digest
-from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from ...keys import KeyRing, Keys
+from ...keys import PIECE, KeyRing, Keys
 
 __all__ = ["Signatures"]
-
-_PIECE: Final = 2047
-"""More bytes at once make OpenSSL give up the GIL, and a busy thread keeps it for milliseconds."""
 
 
 class Signatures:
@@ -43,6 +39,6 @@ class Signatures:
 def _signed(mac: HMAC, name: str, leased: int, copy: bytes) -> str:
     mac = mac.copy()
     mac.update(b"%d:%s%d:" % (len(name), name.encode(), leased))
-    for start in range(0, len(copy), _PIECE):
-        mac.update(copy[start : start + _PIECE])
+    for start in range(0, len(copy), PIECE):
+        mac.update(copy[start : start + PIECE])
     return mac.finalize().hex()
