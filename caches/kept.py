@@ -6,7 +6,7 @@ from typing import Final
 
 from ..records import PROOF_BYTES, Record, check_proof
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "opened"]
 
 _NUMBERS: Final = Struct(f"8q{PROOF_BYTES}s")
 """What has one size in every record; it never leaves this process."""
@@ -92,6 +92,11 @@ class Kept:
     def __hash__(self) -> int:
         """Hash as the record does."""
         return hash(self.record())
+
+
+def opened(found: Record | Kept | None) -> Record | None:
+    """Return the record that a cache has found, whole; None if it has found none."""
+    return found.record() if isinstance(found, Kept) else found
 
 
 def _answering(name: str) -> property:

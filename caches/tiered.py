@@ -25,7 +25,7 @@ from ..breaker import Breaker
 from ..clock import Clock, Duration, milliseconds, stopwatch
 from ..errors import ConfigError
 from ..records import Record
-from .kept import Kept
+from .kept import opened
 from .protocol import Cache, Cached, Lease, Lingering
 from .stats import Stats
 
@@ -181,8 +181,8 @@ class TieredCache:
         found = self.l2.get_aged(handle, min_version)  # type: ignore[attr-defined]
         if found is None:
             return None
-        record, age, left = found
-        record = record.record() if isinstance(record, Kept) else record
+        cached, age, left = found
+        record = opened(cached)
         age = max(age, self.l1.max_staleness - left)  # So that the copy does not outlive what it was copied from.
         self.l1.put_aged(handle, record, lease, age)  # type: ignore[attr-defined]
         if clearings != self._clearings:  # What was read may be what clear_after() ends, and the copy is later than it.

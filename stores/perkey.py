@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Final
 
+from ..caches.kept import opened
 from ..caches.protocol import Cache
 from ..clock import FOREVER, Duration, milliseconds
 from ..errors import BadSession, KeyNotFound, SessionGone
@@ -98,11 +99,10 @@ class _OverCache:
         self.clock = cache.clock
 
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record:
-        record, now = self._cache.get(handle), self.clock.now()
+        record, now = opened(self._cache.get(handle)), self.clock.now()
         if record is None:
             return Record(handle, "", now, FOREVER, FOREVER, FOREVER, bytes(PROOF_BYTES), now)
-        whole = record if isinstance(record, Record) else record.record()
-        return whole if keys is None else whole.only(keys)
+        return record if keys is None else record.only(keys)
 
     def apply(self, handle: str, _proof: bytes, changes: Changes) -> None:
         lease, now = self._cache.lease(handle), self.clock.now()

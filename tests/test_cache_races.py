@@ -33,7 +33,7 @@ from test_interleavings import (
 )
 
 from sessiontree import Conflict, Handler, with_cache, with_clock, with_store
-from sessiontree.caches.kept import Kept
+from sessiontree.caches.kept import Kept, opened
 from sessiontree.caches.local import Generations, LocalCache
 from sessiontree.caches.tiered import TieredCache
 from sessiontree.handlers.caching import Wanted, fetched_one
@@ -464,8 +464,7 @@ def recall(schedule, bench, names):
     leased = frozenset((read, n) for read, step in bench.leased.items() for n in numbers if step > schedule.began[n])
     if any(name in ELSEWHERE for name in names):
         bench.clock.advance(STALENESS)
-    found, left = bench.cache.get(HANDLE), bench.store.load(HANDLE)
-    record = found.record() if isinstance(found, Kept) else found
+    record, left = opened(bench.cache.get(HANDLE)), bench.store.load(HANDLE)
     results = tuple(schedule.results[number] for number in numbers)
     return Past(names, results, before, leased, sight_of(left), sight_of(record), bench.cache.is_absent(HANDLE))
 

@@ -10,8 +10,8 @@ import pytest
 
 from ...clock import FOREVER, FakeClock
 from ...records import Record, packed
-from ..kept import Kept
-from ..protocol import Cache, Cached
+from ..kept import opened
+from ..protocol import Cache
 
 __all__ = [
     "DEADLINES",
@@ -124,11 +124,6 @@ def a_record(cache: Cache, handle: str | None = None, /, **more: Any) -> Record:
 def put(cache: Cache, record: Record) -> bool:
     """Fill an entry with a lease that is taken now."""
     return cache.put(record.handle, record, cache.lease(record.handle))
-
-
-def opened(found: Cached | None) -> Record | None:
-    """Return the record that a cache returned."""
-    return found.record() if isinstance(found, Kept) else found
 
 
 def served(cache: Cache, handle: str, min_version: int = 0) -> Record | None:
