@@ -12,11 +12,11 @@ from typing import Final
 
 from ..clock import milliseconds
 from ..errors import SessionError
+from ..keys import SHORTEST
 from .bench.options import DESCRIPTION, add_arguments
 
 __all__ = ["main"]
 
-SHORTEST: Final = 32
 LARGEST_PORT: Final = 65_535
 
 
@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "print a new secret, in one line of base64url text, good for KeyRing(...)"
     keygen = commands.add_parser("keygen", help=text, description=text[0].upper() + text[1:] + ".")
-    keygen.add_argument("--bytes", type=_size, default=SHORTEST, metavar="N", help="random bytes in it (default: 32)")
+    keygen.add_argument(
+        "--bytes", type=_size, default=SHORTEST, metavar="N", help="random bytes in it (default: %(default)s)"
+    )
     keygen.set_defaults(run=_keygen)
 
     text = "serve a small application that shows visitor, user and sudo sessions at work"

@@ -26,6 +26,7 @@ from ...handlers.options import with_absolute_timeout, with_cache, with_store
 from ...records import Changes, Record, Version, pack, unpack
 from ...stores import Store, open_store
 from ...stores.announced import Announced
+from ...stores.following import follow
 from ...stores.memory import MemoryStore
 from .client import USE, Answer, Use, ask, kept
 from .options import POLICIES, SQLITE, Plan
@@ -156,7 +157,7 @@ class Stack:
         if self.cache is None:
             return "there is no cache"
         try:
-            self._stop = self.store.watch(_dropping(self.cache))
+            self._stop = follow(self.store, self.cache)
         except NotImplementedByStore:
             self.hearing = False
             return "this store has no watch"
@@ -219,16 +220,6 @@ def _expected(answer: Answer) -> Answer:
     if not answer.succeeded:
         raise StoreError(f"A request that had to succeed was answered {answer.status!r}: does the store work?")
     return answer
-
-
-def _dropping(cache: Cache) -> Callable[[str | None], None]:
-    def changed(handle: str | None) -> None:
-        if handle is None:
-            cache.clear()
-        else:
-            cache.drop(handle)
-
-    return changed
 
 
 # -- data ------------------------------------------------------------------------------------
