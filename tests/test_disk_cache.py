@@ -21,6 +21,7 @@ from sessiontree import ConfigError, KeyRing
 from sessiontree.caches.conformance.tools import InterruptedClock, a_record, at_once, fresh_handle, put, served
 from sessiontree.caches.disk import DiskCache
 from sessiontree.caches.disk import cache as disk
+from sessiontree.caches.disk import current as disk_current
 from sessiontree.caches.disk import files as disk_files
 from sessiontree.caches.disk import rows as disk_rows
 from sessiontree.caches.disk.databases import FailedError
@@ -475,7 +476,7 @@ def test_a_setting_that_was_added_does_nothing(cache, opened, setting):
     old = file_of(cache)
     changed(cache, "INSERT OR REPLACE INTO Settings VALUES (CAST(? AS BLOB), ?)" if isinstance(setting[0], bytes)
             else "INSERT OR REPLACE INTO Settings VALUES (?, ?)", *setting)  # fmt: skip
-    cache._rows.rest()  # So that a connection is opened with it.
+    cache._current.rows.rest()  # So that a connection is opened with it.
     assert served(cache, record.handle) == record
     assert works(cache)
     other = opened()
@@ -608,7 +609,7 @@ def test_ca_5_damage_in_use_is_misses_and_a_new_database_and_no_exception(cache,
         for page in range(1, size // 4096):
             file.seek(page * 4096)
             file.write(b"\xff" * 4000)
-    cache._rows.rest()
+    cache._current.rows.rest()
     for number in range(200):
         assert cache.get(f"handle {number}") is None
     assert cache.stats().errors >= 1
@@ -640,13 +641,13 @@ def test_what_another_has_replaced_meanwhile_is_no_damage(cache, opened):
     other = opened()
     for _ in range(5):
         filled(cache)
-        rows, place = cache._rows, cache._databases.place
+        rows, place = cache._current.rows, cache._databases.place
         rows.rest()
         moments = iter([place()])
         cache._databases.place = lambda moments=moments, place=place: next(moments, None) or place()
         other.clear()
         assert cache.get("a") is None
-        assert cache._rows is rows
+        assert cache._current.rows is rows
         del cache._databases.place
         assert works(cache)
 
@@ -676,7 +677,9 @@ def test_what_is_torn_out_of_forgetting_is_in_doubt(cache, monkeypatch, verb):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((cache._rows, "transact", interrupt) if verb == "drop" else (Path, "unlink", interrupt)))
+        patch.setattr(
+            *((cache._current.rows, "transact", interrupt) if verb == "drop" else (Path, "unlink", interrupt))
+        )
         with pytest.raises(KeyboardInterrupt):
             cache.drop(record.handle) if verb == "drop" else cache.clear()
     assert cache.get(record.handle) is None
@@ -909,7 +912,7 @@ def test_ca_5_a_locked_database_can_still_be_read(cache, locked):
 
 def test_ca_5_a_database_that_another_has_for_itself_is_misses(cache, clock):
     record = filled(cache)
-    cache._rows.rest()
+    cache._current.rows.rest()
     with closing(sqlite3.connect(file_of(cache), isolation_level=None)) as owner:
         owner.execute("PRAGMA locking_mode=EXCLUSIVE")
         owner.execute("BEGIN EXCLUSIVE")
@@ -926,19 +929,19 @@ def test_ca_5_a_database_that_another_has_for_itself_is_misses(cache, clock):
 def test_ca_5_a_disk_that_was_slow_to_fail_is_left_alone_for_a_second(cache, locked, clock):
     record = a_record(cache)
     lease = cache.lease(record.handle)
-    used = cache._rows.use
+    used = cache._current.rows.use
 
     def wait(*work):
         clock.advance(0.5)
         return used(*work)
 
-    cache._rows.use = wait
+    cache._current.rows.use = wait
     assert not cache.put(record.handle, record, lease)
-    cache._rows.use = trapped
+    cache._current.rows.use = trapped
     assert cache.get(record.handle) is None
     assert not put(cache, record)
     clock.advance(1)
-    cache._rows.use = used
+    cache._current.rows.use = used
     locked.execute("ROLLBACK")
     assert works(cache)
 
@@ -983,7 +986,7 @@ def test_ca_5_what_cannot_even_be_rolled_back_is_no_damage(cache):
             raise error
 
     with pytest.raises(FailedError):
-        cache._do(work)
+        cache._current.do(work)
     assert served(cache, record.handle) == record
 
 
@@ -1255,14 +1258,19 @@ def test_ca_10_a_process_forked_amid_a_write_uses_another_database(cache, hooks)
             midst.set()
             go_on.wait(30)
 
-    thread = threading.Thread(target=cache._rows.use, args=(work, cache._databases.place()))
+    thread = threading.Thread(target=cache._current.rows.use, args=(work, cache._databases.place()))
     thread.start()
     midst.wait(30)
     if not hooks:
-        cache._rows.rest()
+        cache._current.rows.rest()
 
     def act():
-        return served(cache, record.handle), works(cache), cache._databases.place().name != name, bool(disk._INHERITED)
+        return (
+            served(cache, record.handle),
+            works(cache),
+            cache._databases.place().name != name,
+            bool(disk_current._INHERITED),
+        )
 
     result = forked(act)
     go_on.set()
@@ -1273,15 +1281,15 @@ def test_ca_10_a_process_forked_amid_a_write_uses_another_database(cache, hooks)
 
 def test_a_process_whose_fork_nobody_announced_leaves_the_connections_alone(cache):
     record = filled(cache)
-    rows, name = cache._rows, cache._databases.place().name
+    rows, name = cache._current.rows, cache._databases.place().name
     assert rows.is_open
-    cache._pid = -1
+    cache._current._pid = -1
     assert cache.get(record.handle) is None
     assert works(cache)
     assert cache._databases.place().name != name
-    assert disk._INHERITED[-1] is rows
+    assert disk_current._INHERITED[-1] is rows
     assert rows._idle, "They are the parent's."
-    disk._INHERITED.pop().shut()
+    disk_current._INHERITED.pop().shut()
 
 
 # -- threads, sizes, and ends ---------------------------------------------------------------------
@@ -1327,8 +1335,8 @@ def test_ca_7_what_was_stored_first_gives_way(opened):
     assert kept == sorted(kept)
     assert stats.evictions == kept.count(False) > 500
     assert stats.sessions == kept.count(True) > 300
-    assert stats.bytes <= cache._rows.use(lambda rows: rows.volume()) <= 1 << 20
-    cache._rows.use(lambda rows: rows.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+    assert stats.bytes <= cache._current.rows.use(lambda rows: rows.volume()) <= 1 << 20
+    cache._current.rows.use(lambda rows: rows.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
     assert file_of(cache).stat().st_size < 1.2 * (1 << 20)
 
 
@@ -1338,7 +1346,7 @@ def test_ca_7_large_records_push_out_as_many_small_ones_as_they_need(opened):
         filled(cache)
     for _ in range(20):
         filled(cache, fields=packed({"a": "x" * 100_000}))
-        assert cache._rows.use(lambda rows: rows.volume()) <= 1 << 20
+        assert cache._current.rows.use(lambda rows: rows.volume()) <= 1 << 20
     assert cache.stats().sessions >= 5
 
 
@@ -1351,8 +1359,8 @@ def test_a_record_that_is_a_large_part_of_all_is_not_kept(opened):
 
 def test_connections_are_as_many_as_threads_at_once_and_end_with_the_cache(cache):
     at_once(*(lambda: works(cache) for _ in range(6)))
-    assert 1 <= len(cache._rows._idle) <= 6
-    rows = cache._rows
+    assert 1 <= len(cache._current.rows._idle) <= 6
+    rows = cache._current.rows
     cache.close()
     assert not rows.is_open
     assert cache.get("a") is None
@@ -1361,7 +1369,7 @@ def test_connections_are_as_many_as_threads_at_once_and_end_with_the_cache(cache
 def test_a_cache_that_is_let_go_of_closes_its_connections(opened, folder):
     cache = DiskCache(folder, RING)
     filled(cache)
-    idle = cache._rows._idle
+    idle = cache._current.rows._idle
     assert idle
     del cache
     assert idle == []
@@ -1373,12 +1381,12 @@ def test_the_settings_of_the_connections_are_ours(cache):
     def look(rows):
         return {name: rows.execute(f"PRAGMA {name}")[0][0] for name in expected}
 
-    assert cache._rows.use(look) == expected
+    assert cache._current.rows.use(look) == expected
     assert changed(cache, "PRAGMA user_version") == [(0,)]
 
 
 def test_what_diskcache_could_do_with_files_and_pickles_is_refused(cache):
-    rows, made = cache._rows, cache._rows.disk
+    rows, made = cache._current.rows, cache._current.rows.disk
     for value in ("text", 5, None, [1], bytearray(b"x"), memoryview(b"x"), type("Bytes", (bytes,), {})(b"x")):
         with pytest.raises(TypeError):
             made.store(value, read=False)

@@ -16,7 +16,7 @@ The folder holds ``current``, a link whose text names the database in use, and t
     3f9c...e1/cache.db                   with its log beside it
 
 Every call reads the link, which costs a microsecond. To forget everything is to remove it: each process that misses it
-begins a new database, and a lease or a value of another database is good for nothing (``disk_databases``).
+begins a new database, and a lease or a value of another database is good for nothing (``databases``).
 
 Age is measured by the monotonic clock, which all processes of one boot share. What is from before the boot is removed:
 a power cut may bring back rows that had been deleted, so there is nothing to be gained by waiting for the disk either.
@@ -24,19 +24,17 @@ a power cut may bring back rows that had been deleted, so there is nothing to be
 
 import os
 from binascii import crc32
-from collections.abc import Callable
 from contextlib import suppress
 from struct import Struct
-from typing import Any, Final, NamedTuple, TypeVar
-from weakref import WeakSet
+from typing import Final, NamedTuple
 
-from ...breaker import Breaker
 from ...clock import Clock, Duration, SystemClock, milliseconds, stopwatch
 from ...errors import ConfigError, SessionError
 from ...keys import Keys
 from ...records import Record, pack, unpack
 from ..protocol import MAX_STALENESS, Lease
 from ..stats import Stats
+from .current import Current
 from .databases import Databases, FailedError, Place
 from .files import ForeignError, private_folder
 from .rows import HEADROOM, WIDEST, Rows
@@ -57,12 +55,6 @@ ABSENT_SLOTS: Final = 256
 
 MOST_BLOCKED: Final = 1024
 """How many handles are remembered whose drop is in doubt; with more, all that is older than the last is in doubt."""
-
-DAMAGE: Final = 10.0
-"""Within how many seconds a second damage is no accident, and no third database is begun."""
-
-_T = TypeVar("_T")
-
 
 _NUMBER: Final = "SELECT coalesce((SELECT number FROM Drops WHERE stripe = ?), 0)"
 _BUMP: Final = "INSERT INTO Drops VALUES (?, 1) ON CONFLICT DO UPDATE SET number = number + 1"
@@ -122,21 +114,16 @@ class DiskCache:
         self.clock: Clock = clock or SystemClock()
         self.max_staleness = self._staleness / 1000
         self._seconds = stopwatch(self.clock)
-        self._breaker = Breaker(1, self.clock)
         self._databases = Databases(private_folder(directory), keys, self.clock, max_bytes, seconds)
         self._largest = min(max_bytes // SHARE, WIDEST - HEADROOM)
-        self._rows: Rows | None = None
-        self._pid = os.getpid()
-        self._closed = False
-        self._damaged_at = -DAMAGE
+        self._current = Current(self._databases, self.clock)
         self._floor = -1  # What was leased until then is served to nobody here, for a clear or many drops are in doubt.
         self._floors: dict[str, int] = {}
-        self._hits = self._misses = self._stale = self._refused = self._errors = self._evicted = 0
+        self._hits = self._misses = self._stale = self._refused = self._errors = 0
         if not self._databases.boot:
             self.clear()  # Nobody can tell whether what is here is from before.
         with suppress(FailedError):
-            self._do(_nothing)
-        _CACHES.add(self)
+            self._current.do(_nothing)
 
     # -- what every cache does -------------------------------------------------------------
 
@@ -169,7 +156,7 @@ class DiskCache:
         """Return when it is, and how often which database has dropped the handle, or another of its stripe."""
         since = self._now()
         try:
-            return since, self._do(_drops, handle)
+            return since, self._current.do(_drops, handle)
         except FailedError:
             self._errors += 1
             return since, ("", 0)  # No database has this name, so it is good for nothing.
@@ -191,7 +178,7 @@ class DiskCache:
             if len(body) > self._largest:
                 return False
             fill = _Fill(handle, kind, since, version, body, drops)
-            kept = None if self._is_in_doubt(handle, since) else self._do(self._fill, fill)
+            kept = None if self._is_in_doubt(handle, since) else self._current.do(self._fill, fill)
         except Exception:  # noqa: BLE001 - what cannot be packed is not kept, and whoever fills has the record
             self._errors += 1
             return False
@@ -200,10 +187,10 @@ class DiskCache:
 
     def drop(self, handle: str) -> None:
         """Forget the record, and cancel every lease on the handle, in every process."""
-        if self._closed:
+        if self._current.is_closed:
             return
         try:
-            self._do(self._drop, handle, forgets=True)
+            self._current.do(self._drop, handle, forgets=True)
         except BaseException as error:
             self._errors += 1
             self._doubt(handle)
@@ -212,7 +199,7 @@ class DiskCache:
 
     def clear(self) -> None:
         """Forget all, and cancel every lease, in every process."""
-        if self._closed:
+        if self._current.is_closed:
             return
         try:
             self._databases.forget()
@@ -225,7 +212,7 @@ class DiskCache:
     def clear_after(self, seconds: Duration) -> None:
         """Have what is cached now be gone that many seconds from now."""
         wait = max(0, milliseconds(seconds))
-        if self._closed:
+        if self._current.is_closed:
             return
         try:
             with self._databases.locked():
@@ -241,17 +228,15 @@ class DiskCache:
     def stats(self) -> Stats:
         """Return what was counted in this process, and what the folder holds for all."""
         try:
-            sessions, size = self._do(_sizes)
+            sessions, size = self._current.do(_sizes)
         except FailedError:
             sessions = size = 0
-        evicted = self._evicted + (0 if self._rows is None else self._rows.evicted)
-        return Stats(self._hits, self._misses, self._stale, self._refused, evicted, self._errors, sessions, size)
+        counts = self._hits, self._misses, self._stale, self._refused, self._current.evicted, self._errors
+        return Stats(*counts, sessions, size)
 
     def close(self) -> None:
         """Close every connection; those in use close with the call that uses them."""
-        self._closed = True
-        if self._rows is not None:
-            self._rows.shut()
+        self._current.close()
 
     # -- entries -----------------------------------------------------------------------------
 
@@ -261,7 +246,7 @@ class DiskCache:
     def _read(self, handle: str, kind: bytes, beyond: int = 0) -> tuple[_Entry | None, int]:
         """Return an entry, and how many milliseconds longer it may be served."""
         try:
-            value, place = self._do(_value, self._key(handle, kind))
+            value, place = self._current.do(_value, self._key(handle, kind))
         except FailedError:
             self._errors += 1
             return None, 0
@@ -340,79 +325,6 @@ class DiskCache:
         self._floor = self._now()
         self._floors = {}
 
-    # -- the database in use -----------------------------------------------------------------
-
-    def _do(self, work: Callable[..., _T], *arguments: Any, forgets: bool = False) -> _T:
-        """Return what the work returns, given a database and its place; raise FailedError whatever goes wrong.
-
-        What forgets has nothing to do where there is no database, and is done even while the disk is left alone.
-        """
-        if self._pid != os.getpid():
-            self._leave_to_parent()
-        began, rows = self._breaker.begin(), self._rows
-        if self._closed or (began is None and not forgets):
-            raise FailedError
-        try:
-            place = self._databases.place()
-            if place is None and forgets:
-                return None  # type: ignore[return-value]
-            if place is None or rows is None or rows.name != place.name:
-                place, rows = self._opened()
-            result = rows.use(work, place, *arguments)
-        except Exception as error:
-            self._settle(error, rows, began)
-            raise FailedError from error
-        if began is not None:
-            self._breaker.close()
-        return result
-
-    def _settle(self, error: Exception, rows: Rows | None, began: float | None) -> None:
-        """Leave a damaged database for a new one, and a slow disk alone for a moment."""
-        self._databases.log("The cache in %s failed, which is a miss, and may go on to, unheard: %r", error)
-        if began is not None:
-            self._breaker.count(began)
-        with suppress(OSError):
-            place = self._databases.place()
-            # What is no longer in use may fail in any way.
-            if place is None or rows is None or rows.name != place.name or not rows.is_damaged_by(error):
-                return
-            now = self._seconds()
-            if now - self._damaged_at < DAMAGE:
-                self._breaker.open(DAMAGE)
-            self._damaged_at = now
-            self._databases.set_aside(rows.name, error)
-
-    def _opened(self) -> tuple[Place, Rows]:
-        """Open the database in use, or begin one."""
-        try:
-            with self._databases.locked():
-                place, rows = self._databases.place(), self._rows
-                if place is not None and (rows is None or rows.name != place.name):
-                    rows = self._databases.adopted(place.name)
-                if place is None or rows is None:
-                    place, rows = self._databases.begun()
-                before, self._rows = self._rows, rows
-        except BaseException:
-            self._breaker.open()
-            raise
-        if before is not None and before is not rows:
-            self._evicted += before.evicted
-            before.shut()
-        return place, rows
-
-    def _leave_to_parent(self) -> None:
-        """Begin anew in a forked process.
-
-        A connection that came through the fork cannot be closed here, and SQLite believes that this process has its
-        locks. No other file is concerned by that, so another database is what helps.
-        """
-        rows, self._rows = self._rows, None
-        if rows is not None and rows.is_open:
-            _INHERITED.append(rows)
-            with suppress(OSError):
-                self._databases.forget(rows.name)
-        self._pid = os.getpid()
-
 
 # -- work: what is done with a database ---------------------------------------------------------
 
@@ -446,18 +358,3 @@ def _stripe(handle: str) -> int:
 
 def _absent_key(handle: str) -> bytes:
     return b"-%d" % (crc32(raw_handle(handle)) % ABSENT_SLOTS)
-
-
-_CACHES: Final[WeakSet[DiskCache]] = WeakSet()
-_INHERITED: Final[list[Rows]] = []
-"""Databases that a parent process has open, kept so that nothing closes them here."""
-
-
-def _before_fork() -> None:
-    """Close what is not in use, so that a child inherits nothing that stands in its way."""
-    for cache in list(_CACHES):
-        if cache._rows is not None:  # noqa: SLF001 - of this module
-            cache._rows.rest()  # noqa: SLF001
-
-
-os.register_at_fork(before=_before_fork)

@@ -1,0 +1,136 @@
+"""The database in use, as this process has it open: opened when it is wanted, and left when it is no use any more.
+
+It is no use when another has taken its place, when it is damaged, and after a fork. A disk that was slow to fail, or
+where no database can be opened or begun, is left alone for a while.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+from ...breaker import Breaker
+from ...clock import Clock, stopwatch
+from .databases import Databases, FailedError, Place
+from .rows import Rows
+
+__all__ = ["Current"]
+
+DAMAGE: Final = 10.0
+"""Within how many seconds a second damage is no accident, and no third database is begun."""
+
+_T = TypeVar("_T")
+
+
+class Current:
+    """Does work with the database in use, whichever that is by then."""
+
+    def __init__(self, databases: Databases, clock: Clock) -> None:
+        """Have nothing open yet."""
+        self._databases = databases
+        self._seconds = stopwatch(clock)
+        self._breaker = Breaker(1, clock)
+        self._damaged_at = -DAMAGE
+        self._pid = os.getpid()
+        self._evicted = 0
+        self.rows: Rows | None = None
+        self.is_closed = False
+        _ALL.add(self)
+
+    @property
+    def evicted(self) -> int:
+        """How many records gave way to others, in all databases that this process has used."""
+        return self._evicted + (0 if self.rows is None else self.rows.evicted)
+
+    def close(self) -> None:
+        """Close every connection; those in use close with the work that uses them."""
+        self.is_closed = True
+        if self.rows is not None:
+            self.rows.shut()
+
+    def do(self, work: Callable[..., _T], *arguments: Any, forgets: bool = False) -> _T:
+        """Return what the work returns, given a database and its place; raise FailedError whatever goes wrong.
+
+        What forgets has nothing to do where there is no database, and is done even while the disk is left alone.
+        """
+        if self._pid != os.getpid():
+            self._leave_to_parent()
+        began, rows = self._breaker.begin(), self.rows
+        if self.is_closed or (began is None and not forgets):
+            raise FailedError
+        try:
+            place = self._databases.place()
+            if place is None and forgets:
+                return None  # type: ignore[return-value]
+            if place is None or rows is None or rows.name != place.name:
+                place, rows = self._opened()
+            result = rows.use(work, place, *arguments)
+        except Exception as error:
+            self._settle(error, rows, began)
+            raise FailedError from error
+        if began is not None:
+            self._breaker.close()
+        return result
+
+    def _settle(self, error: Exception, rows: Rows | None, began: float | None) -> None:
+        """Leave a damaged database for a new one, and a slow disk alone for a moment."""
+        self._databases.log("The cache in %s failed, which is a miss, and may go on to, unheard: %r", error)
+        if began is not None:
+            self._breaker.count(began)
+        with suppress(OSError):
+            place = self._databases.place()
+            # What is no longer in use may fail in any way.
+            if place is None or rows is None or rows.name != place.name or not rows.is_damaged_by(error):
+                return
+            now = self._seconds()
+            if now - self._damaged_at < DAMAGE:
+                self._breaker.open(DAMAGE)
+            self._damaged_at = now
+            self._databases.set_aside(rows.name, error)
+
+    def _opened(self) -> tuple[Place, Rows]:
+        """Open the database in use, or begin one."""
+        try:
+            with self._databases.locked():
+                place, rows = self._databases.place(), self.rows
+                if place is not None and (rows is None or rows.name != place.name):
+                    rows = self._databases.adopted(place.name)
+                if place is None or rows is None:
+                    place, rows = self._databases.begun()
+                before, self.rows = self.rows, rows
+        except BaseException:
+            self._breaker.open()
+            raise
+        if before is not None and before is not rows:
+            self._evicted += before.evicted
+            before.shut()
+        return place, rows
+
+    def _leave_to_parent(self) -> None:
+        """Begin anew in a forked process.
+
+        A connection that came through the fork cannot be closed here, and SQLite believes that this process has its
+        locks. No other file is concerned by that, so another database is what helps.
+        """
+        rows, self.rows = self.rows, None
+        if rows is not None and rows.is_open:
+            _INHERITED.append(rows)
+            with suppress(OSError):
+                self._databases.forget(rows.name)
+        self._pid = os.getpid()
+
+
+_ALL: Final[WeakSet[Current]] = WeakSet()
+_INHERITED: Final[list[Rows]] = []
+"""Databases that a parent process has open, kept so that nothing closes them here."""
+
+
+def _before_fork() -> None:
+    """Close what is not in use, so that a child inherits nothing that stands in its way."""
+    for current in list(_ALL):
+        if current.rows is not None:
+            current.rows.rest()
+
+
+os.register_at_fork(before=_before_fork)
