@@ -16,7 +16,7 @@ class Kept:
     """One entry: a record, its version, and until when it may be served, by the cache's own reckoning.
 
     It answers for the record it holds, so it can be used in its place; whoever uses more than a little of it takes
-    ``record()`` once. Nothing of it can be changed by who gets it.
+    ``record()`` once. Nothing of it can be changed by whoever gets it.
     """
 
     __slots__ = (

@@ -70,7 +70,7 @@ class LocalCache:
         _CACHES.add(self)
 
     def stale(self, handle: str, min_version: int, beyond: float) -> Kept | None:
-        """Return what is not much older than it may be, for who cannot ask the store."""
+        """Return what is not much older than it may be, for whoever cannot ask the store."""
         with self._lock:
             kept, now = self._table.find(handle), self._seconds()
         if kept is None or kept.version < min_version or now >= kept.until + beyond:

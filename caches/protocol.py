@@ -103,7 +103,7 @@ class Lingering(Cache, Protocol):
     def stale(self, handle: str, min_version: int, beyond: float) -> Cached | None:
         """Return the record if it is at most ``beyond`` seconds older than ``max_staleness``, else None.
 
-        For who cannot ask the store. What was dropped or cleared is never returned, and whether the record has expired
+        For whoever cannot ask the store. What was dropped or cleared is never returned; whether the record has expired
         is for the caller to say.
         """
         ...

@@ -36,6 +36,7 @@ SYSTEMS: Final = {
 """By a word of the first comment, the most telling first: an Android says that it is a Linux too."""
 
 FILLER: Final = frozenset({"AppleWebKit", "Gecko", "Version", "Mobile"})
+"""What all browsers call themselves besides, and which tells nothing."""
 
 # The one shape in which browsers speak. Robots add a comment of their own, and so are not taken for browsers.
 _SHAPE: Final = re.compile(r"Mozilla/5\.0 \(([^()]*)\) ([^()]*)(?:\(KHTML, like Gecko\)([^()]*))?")

@@ -117,7 +117,7 @@ def _text(moment: datetime) -> str:
 
 
 def _ago(span: timedelta) -> str:
-    """Return how long ago it was, to the minute: of that the last touch may be short (DESIGN 3, three lives)."""
+    """Return how long ago it was, in whole minutes; looks are noted once a minute at most, so the last may be later."""
     minutes = int(span.total_seconds() // MINUTE)
     return "just now" if minutes < 2 else f"{minutes} min ago"  # noqa: PLR2004 - one minute, and the one it may lack
 

@@ -214,7 +214,7 @@ def admin(frame: Frame, node: Node) -> Markup:
 
 
 def unauthorized(frame: Frame, onward: str) -> Markup:
-    """Return the page for who lacks a session: it leads to the one that is missing."""
+    """Return the page for whoever lacks a session: it leads to the one that is missing."""
     if frame.name is not None:
         title, text = "Confirm first", "This page opens for ten minutes after you have confirmed that it is you."
         path, label = "/sudo", "Confirm"

@@ -838,7 +838,7 @@ def test_ca_3_what_was_filled_before_a_drop_in_doubt_is_never_stale(cache, clock
 
 
 def test_ca_3_more_drops_in_doubt_than_can_be_remembered_put_all_in_doubt(cache, clock, monkeypatch):
-    monkeypatch.setattr(disk, "MOST_BLOCKED", 3)
+    monkeypatch.setattr(disk, "MOST_IN_DOUBT", 3)
     records = [filled(cache) for _ in range(5)]
     with closing(sqlite3.connect(file_of(cache), isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")

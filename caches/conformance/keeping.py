@@ -11,28 +11,13 @@ from hypothesis import strategies as st
 from ...clock import FOREVER, FakeClock
 from ...records import FORM, LARGEST, Record, packed
 from ..protocol import Cache
-from .tools import (
-    CacheCases,
-    a_record,
-    fresh_handle,
-    put,
-    served,
-)
+from .tools import MOMENT, CacheCases, a_record, fresh_handle, put, served
 
 __all__ = ["Absence", "Counting", "Keeping"]
 
-MOMENT = 0.001
 HANDLES = ("a", "a" * 500, "\0", "a\0b", "é", "e\u0301", "\U0001f36a", "\ud800", "\udfff\ud800", "'\"%_\\", " ", "../a")
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-
-
-def _look(cache: Cache, *handles: str) -> None:
-    """Ask for something that is there and for something that is not, so that every tier looks at the clock."""
-    for handle in (*handles, fresh_handle()):
-        cache.get(handle)
-        cache.is_absent(handle)
-    cache.lease(fresh_handle())
 
 
 class Keeping(CacheCases):

@@ -7,17 +7,18 @@ from functools import partial
 from itertools import product
 
 import pytest
-from hypothesis import strategies as st
 
 from ...clock import FakeClock
 from ..protocol import Cache, Lingering
 from .tools import (
     DEADLINES,
+    MOMENT,
     CacheCases,
     InterruptedClock,
     a_record,
     at_once,
     fresh_handle,
+    look,
     opened,
     put,
     served,
@@ -25,23 +26,10 @@ from .tools import (
 
 __all__ = ["Ageing", "Closing", "Forgetting", "Lasting"]
 
-MOMENT = 0.001
-HANDLES = ("a", "a" * 500, "\0", "a\0b", "é", "e\u0301", "\U0001f36a", "\ud800", "\udfff\ud800", "'\"%_\\", " ", "../a")
-INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-
 
 def _forgotten(cache: Cache, handle: str) -> bool:
     """Tell whether a cache knows nothing at all about a handle."""
     return cache.get(handle) is None and not cache.is_absent(handle)
-
-
-def _look(cache: Cache, *handles: str) -> None:
-    """Ask for something that is there and for something that is not, so that every tier looks at the clock."""
-    for handle in (*handles, fresh_handle()):
-        cache.get(handle)
-        cache.is_absent(handle)
-    cache.lease(fresh_handle())
 
 
 class Forgetting(CacheCases):
@@ -133,17 +121,17 @@ class Forgetting(CacheCases):
             finally:
                 done = True
 
-        def look() -> None:
+        def check() -> None:
             least = confirmed
             found = served(cache, handle)
             assert found is None or found.version >= least, "An earlier version than one that a drop confirmed."
 
         def read() -> None:
             while not done:
-                look()
+                check()
                 lease = cache.lease(handle)
                 cache.put(handle, a_record(cache, handle, version=stored), lease)
-            look()
+            check()
 
         assert at_once(write, read, read, read) == [None] * 4
 
@@ -261,9 +249,9 @@ class Ageing(CacheCases):
         record, absent = self.filled(cache), fresh_handle()
         cache.put(absent, None, cache.lease(absent))
         clock.advance(cache.max_staleness * 0.75)
-        _look(cache, record.handle, absent)
+        look(cache, record.handle, absent)
         clock.advance(cache.max_staleness * -0.5)
-        _look(cache, record.handle, absent)
+        look(cache, record.handle, absent)
         clock.advance(cache.max_staleness * 0.25 + MOMENT)
         assert _forgotten(cache, record.handle)
         assert not cache.is_absent(absent)
@@ -273,7 +261,7 @@ class Ageing(CacheCases):
     ) -> None:
         record = self.filled(cache)
         clock.advance(-cache.max_staleness * 3 - 1)
-        _look(cache, record.handle)
+        look(cache, record.handle)
         clock.advance(cache.max_staleness * 3 + 1)
         assert _forgotten(cache, record.handle)
 
@@ -283,7 +271,7 @@ class Ageing(CacheCases):
         record = a_record(cache)
         lease = cache.lease(record.handle)
         clock.advance(-3600)
-        _look(cache, record.handle)
+        look(cache, record.handle)
         cache.put(record.handle, record, lease)
         clock.advance(cache.max_staleness)
         assert _forgotten(cache, record.handle)

@@ -15,12 +15,14 @@ from ..protocol import Cache
 
 __all__ = [
     "DEADLINES",
+    "MOMENT",
     "PROOF",
     "CacheCases",
     "InterruptedClock",
     "a_record",
     "at_once",
     "fresh_handle",
+    "look",
     "opened",
     "put",
     "served",
@@ -28,6 +30,9 @@ __all__ = [
 
 PROOF: Final = b"p" * 32
 DEADLINES: Final = ("absolute", "own", "idle")
+
+MOMENT: Final = 0.001
+"""The least that any clock here tells apart, in seconds."""
 
 WAIT: Final = 0.02
 """How many seconds a cache that asks for the time waits for what comes between; with a lock held it would for ever."""
@@ -119,6 +124,14 @@ def a_record(cache: Cache, handle: str | None = None, /, **more: Any) -> Record:
     plain = {"path": "user", "created": now, "absolute": FOREVER, "own": FOREVER, "idle": FOREVER, "proof": PROOF}
     fields = packed({"theme": "dark"})
     return Record(**{"handle": handle or fresh_handle(), "seen": now, "fields": fields, **plain, **more})
+
+
+def look(cache: Cache, *handles: str) -> None:
+    """Ask for something that is there and for something that is not, so that every tier looks at the clock."""
+    for handle in (*handles, fresh_handle()):
+        cache.get(handle)
+        cache.is_absent(handle)
+    cache.lease(fresh_handle())
 
 
 def put(cache: Cache, record: Record) -> bool:

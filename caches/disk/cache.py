@@ -1,7 +1,7 @@
 """A cache on this machine's disk, shared by its processes: diskcache, kept from all that makes it dangerous.
 
 diskcache does what a row says: it unpickles, it reads and removes files by name, it puts settings into PRAGMAs. So
-whoever can write to its folder runs code. Here nothing in a row is believed (SECURITY.md, appendix A):
+whoever can write to its folder runs code (CVE-2025-69872). Here nothing in a row is believed:
 
 * keys and values are bytes in the row itself, and what is anything else is a miss; no file is ever named;
 * every value is sealed, and bound to its handle and to this database; a key is a keyed hash of the handle;
@@ -12,7 +12,7 @@ The folder holds ``current``, a link whose text names the database in use, and t
 
     key                                  made by the first, unless keys were given
     lock                                 held while a database is begun
-    current -> 3f9c...e1.0.0.0           its name, and what clear_after() has to say
+    current -> 3f9c...e1.0.0.0           its name, and which of its entries are gone
     3f9c...e1/cache.db                   with its log beside it
 
 Every call reads the link, which costs a microsecond. To forget everything is to remove it: each process that misses it
@@ -45,7 +45,7 @@ __all__ = ["DiskCache"]
 MAX_BYTES: Final = 256 * 1024 * 1024
 FEWEST_BYTES: Final = 1024 * 1024
 SHARE: Final = 8
-"""A record may take this part of all there may be, so that no few records push all others out."""
+"""A record takes at most one part in so many of ``max_bytes``, so that no few records push all others out."""
 
 STRIPES: Final = 4096
 """How many counters of drops there are: a drop cancels the leases on its handle, and on one in so many others."""
@@ -53,13 +53,14 @@ STRIPES: Final = 4096
 ABSENT_SLOTS: Final = 256
 """How many handles can be remembered as absent; each has one place, where the last one stays."""
 
-MOST_BLOCKED: Final = 1024
+MOST_IN_DOUBT: Final = 1024
 """How many handles are remembered whose drop is in doubt; with more, all that is older than the last is in doubt."""
 
 _NUMBER: Final = "SELECT coalesce((SELECT number FROM Drops WHERE stripe = ?), 0)"
 _BUMP: Final = "INSERT INTO Drops VALUES (?, 1) ON CONFLICT DO UPDATE SET number = number + 1"
 _DELETE: Final = "DELETE FROM Cache WHERE key = ? AND raw = 1"
 _COUNT: Final = "SELECT count(*) FROM Cache WHERE key = ? AND raw = 1"
+# The keys of absences are shorter.
 _SIZES: Final = "SELECT count(*), coalesce(sum(length(value)), 0) FROM Cache WHERE length(key) = ?"
 
 _ENTRY: Final = Struct(">qqq")
@@ -144,7 +145,7 @@ class DiskCache:
         return record, (self._now() - entry.since) / 1000, left / 1000
 
     def stale(self, handle: str, min_version: int, beyond: float) -> Record | None:
-        """Return what is not much older than it may be, for who cannot ask the store."""
+        """Return what is not much older than it may be, for whoever cannot ask the store."""
         entry, left = self._read(handle, RECORD, milliseconds(beyond))
         return self._record(handle, entry, left, min_version)
 
@@ -153,7 +154,7 @@ class DiskCache:
         return self._read(handle, ABSENT)[1] > 0
 
     def lease(self, handle: str) -> Lease:
-        """Return when it is, and how often which database has dropped the handle, or another of its stripe."""
+        """Return the time, and which database has dropped the handle, or another of its stripe, how often."""
         since = self._now()
         try:
             return since, self._current.do(_drops, handle)
@@ -317,7 +318,7 @@ class DiskCache:
         return since <= self._floor or since <= self._floors.get(handle, -1)
 
     def _doubt(self, handle: str) -> None:
-        if len(self._floors) >= MOST_BLOCKED:
+        if len(self._floors) >= MOST_IN_DOUBT:
             self._doubt_all()
         self._floors[handle] = self._now()
 

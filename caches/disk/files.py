@@ -1,4 +1,4 @@
-"""The files of a cache on disk: in a folder of ours alone, and removed without following a link (SECURITY.md, ST-9)."""
+"""The files of a cache on disk: in a folder of ours alone, and removed without following a link."""
 
 import os
 import re
@@ -27,7 +27,7 @@ class ForeignError(Exception):
 
 
 def private_folder(directory: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a folder that is ours alone, made if there is none (SECURITY.md, ST-9)."""
+    """Return the absolute path of a folder that is ours alone, made if there is none (docs/security.md, ST-9)."""
     named = os.fspath(directory)
     if not isinstance(named, str) or not named or "\0" in named:
         raise ConfigError(f"A DiskCache needs the path of a folder, not {named!r}.")

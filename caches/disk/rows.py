@@ -1,4 +1,4 @@
-"""diskcache made safe: its table and its statements, and nothing that a row says is believed (SECURITY.md, app. A)."""
+"""diskcache made safe: its table and its statements, and nothing that a row says is believed (CVE-2025-69872)."""
 
 import hashlib
 import os

@@ -23,8 +23,8 @@ HEADER_BYTES: Final = EPOCH_BYTES + NONCE_BYTES
 class Seal:
     """Seals values with AES-256-GCM, each for its kind, database and handle, and hashes handles to keys of rows.
 
-    A sealed value is an epoch, a nonce and the ciphertext. An epoch that lies ahead will do, for a clock that was set
-    back makes nobody's entry a foreign one.
+    A sealed value is an epoch, a nonce and the ciphertext. One whose epoch lies ahead is opened all the same, for
+    our own do once the clock was set back.
     """
 
     __slots__ = ("_hash", "_keys")

@@ -43,7 +43,7 @@ class Here:
         def run() -> None:
             try:
                 answers.put((self._node.calls[call](**arguments), None))
-            except BaseException as error:  # noqa: BLE001 - it is raised again by who waits
+            except BaseException as error:  # noqa: BLE001 - it is raised again by whoever waits
                 answers.put((None, error))
 
         def wait() -> Any:

@@ -33,7 +33,7 @@ class Lag(NamedTuple):
 
 SHORTEST_REST: Final = 0.0005
 LONGEST_REST: Final = 0.0085
-"""Seconds between a session's last look and its revoke, where a feed is heard: twice what it rests at most."""
+"""Seconds between a session's last look and its revoke, where a feed is heard: up to twice as long as that rests."""
 
 SOON: Final = 0.0015
 """The same where there is no feed."""

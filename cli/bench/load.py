@@ -105,7 +105,7 @@ class _Client:
             for number, writes in picks:
                 if self._ask(number, writes=writes, until=until) or self._stopped.is_set():
                     break
-        except BaseException as error:  # noqa: BLE001 - it is raised again by who waits for the thread
+        except BaseException as error:  # noqa: BLE001 - it is raised again by whoever waits for the thread
             self.error = error
 
     def _ask(self, number: int, *, writes: bool, until: int | None) -> bool:

@@ -140,7 +140,7 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
     length = load.add_mutually_exclusive_group()
     length.add_argument("--requests", type=_whole(1, MOST_REQUESTS), metavar="N", help="requests to each stack (20000)")
     length.add_argument("--seconds", type=_number(0.01, DAY), metavar="S", help="or how long each stack is asked")
-    load.add_argument("--quick", action="store_true", help="a tenth of everything: does it run at all?")
+    load.add_argument("--quick", action="store_true", help="about a tenth of everything: does it run at all?")
 
 
 def _add_output(output: argparse._ArgumentGroup) -> None:

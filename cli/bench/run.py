@@ -43,7 +43,7 @@ class Progress(Protocol):
     total: float
 
     def step(self, amount: float, label: str) -> None:
-        """Take so many more steps of all, the last of which was this."""
+        """Say what is begun now; it is so much of ``total``."""
         ...
 
 
@@ -66,7 +66,7 @@ def measured(plan: Plan, progress: Progress, *, version: str, peers: bool) -> di
             "options": _options(plan),
             "stacks": run.load(),
             "lost": run.lost(),
-            # Before anybody watches: the store writes changes down for who did so for a while, which costs every write.
+            # Before anybody watches: for a while after that a store records changes for the feed, at every write.
             "peers": run.peers() if peers else None,
             "revocation": run.revocation(),
         }

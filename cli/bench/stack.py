@@ -270,7 +270,7 @@ def _cache(spec: str, setting: Setting, number: int) -> Cache | None:
 
 
 def _policy(name: str, plan: Plan) -> Any:
-    """Return an empty cache of cachetools; those that know of time let it pass as the LocalCache does."""
+    """Return an empty cache of cachetools; those that expire entries do so no sooner than the LocalCache."""
     most, staleness = plan.cache_sessions, plan.max_staleness
     made: dict[str, Callable[[], Any]] = {
         "fifo": lambda: cachetools.FIFOCache(most),
