@@ -326,7 +326,7 @@ def _steps(store: SqliteStore, call: Call) -> int:
         taken += 1
         return 0
 
-    connection = store._idle[-1].connection  # noqa: SLF001 - the one that every verb takes while nobody else does
+    connection = store._idle[-1].driver  # noqa: SLF001 - the one that every verb takes while nobody else does
     connection.set_progress_handler(step, 1)
     call()
     connection.set_progress_handler(None, 0)

@@ -54,7 +54,7 @@ from sessiontree.stores.conformance.tools import (
 from sessiontree.stores.conformance.watching import Watching
 from sessiontree.stores.postgres import PostgresStore
 from sessiontree.stores.postgres import schema as postgres_schema
-from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.connection import Connection
 from sessiontree.stores.postgres.store import BATCH
 
 WHOLE = [kind for kind in KINDS if kind in {"wheel 16", "url"}]
@@ -180,14 +180,14 @@ def pool(url):
 @pytest.fixture
 def sent(store, monkeypatch):
     """What is sent: the first words of each statement, and the bytes of its parameters."""
-    statements, run = [], Link.run
+    statements, run = [], Connection.run
 
-    def recording(link, statement, values=()):
+    def recording(connection, statement, values=()):
         statements.append((statement.sql[:6].decode(), sum(len(value or b"") for value in values)))
-        return run(link, statement, values)
+        return run(connection, statement, values)
 
     new(store)
-    monkeypatch.setattr(Link, "run", recording)
+    monkeypatch.setattr(Connection, "run", recording)
     return statements
 
 
@@ -229,8 +229,10 @@ def test_every_verb_is_one_statement(store, sent, clock):
 
 
 def test_several_writes_are_one_trip_and_each_is_what_it_would_be_alone(store, sent, clock, monkeypatch):
-    trips, run_many = [], Link.run_many
-    monkeypatch.setattr(Link, "run_many", lambda link, asked: trips.append(len(asked)) or run_many(link, asked))
+    trips, run_many = [], Connection.run_many
+    monkeypatch.setattr(
+        Connection, "run_many", lambda connection, asked: trips.append(len(asked)) or run_many(connection, asked)
+    )
     records = [new(store, labels={"subject": "bob"}, fields=fields(n=js(1))) for _ in range(3)]
     sent.clear()
     changes = [
@@ -676,14 +678,16 @@ def test_two_stores_share_the_connections_of_one_pool(pool, clock, url, bare):
 
 
 def test_two_stores_share_what_is_prepared_on_a_connection(pool, clock, monkeypatch):
-    sent, run = [], Link.run
+    sent, run = [], Connection.run
     first, second = (PostgresStore(pool, schema=OWN, clock=clock) for _ in range(2))
     record = new(first)
     for each in (first, second):
         each.load(record.handle)
         each.apply_many([(record.handle, PROOF, Changes(adds={"n": 1}))])
     monkeypatch.setattr(
-        Link, "run", lambda link, statement, values=(): sent.append(statement.sql) or run(link, statement, values)
+        Connection,
+        "run",
+        lambda connection, statement, values=(): sent.append(statement.sql) or run(connection, statement, values),
     )
     for _ in range(3):
         for each in (first, second):
@@ -783,13 +787,13 @@ def test_garbage_among_the_fields_is_its_readers_to_judge_and_none_of_the_engine
 
 def test_the_server_gives_up_too_what_a_process_that_was_stopped_holds(store, url):
     store.load("x")
-    [link] = store._idle
-    asked = [link.connection.execute(f"SHOW {name}").fetchone()[0] for name in
+    [connection] = store._idle
+    asked = [connection.driver.execute(f"SHOW {name}").fetchone()[0] for name in
              ("statement_timeout", "idle_in_transaction_session_timeout", "application_name")]  # fmt: skip
     assert asked == ["450ms", "5s", "sessiontree"]
     with closing(PostgresStore.from_url(f"{url}&options=-c%20statement_timeout%3D7s", schema=OWN)) as own:
         own.load("x")
-        assert own._idle[0].connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+        assert own._idle[0].driver.execute("SHOW statement_timeout").fetchone() == ("7s",)
 
 
 def test_a_forked_child_uses_connections_of_its_own(store, url):
@@ -848,11 +852,10 @@ def test_what_must_never_come_back_waits_for_the_disk_whatever_the_setting(store
         "revoke_where": (statements.revoke_where, [b'"subject"', b'"bob"', bytes(8), bytes(7) + b"\x09"]),
         "write": write,
     }
-    with connected(url) as connection, connection.transaction():
-        link = Link(connection, 5, prepared=False)
-        assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)
-        assert link.run(*asked[verb]).ntuples == 1
-        assert connection.execute("SHOW synchronous_commit").fetchone() == ("off" if verb == "write" else "on",)
+    with connected(url) as driver, driver.transaction():
+        assert driver.execute("SHOW synchronous_commit").fetchone() == ("off",)
+        assert Connection(driver, 5, prepared=False).run(*asked[verb]).ntuples == 1
+        assert driver.execute("SHOW synchronous_commit").fetchone() == ("off" if verb == "write" else "on",)
 
 
 def test_the_benchmark_runs_to_its_end(url):

@@ -22,7 +22,7 @@ import test_tree_races as tree_races
 from test_interleavings import ACTIONS, MOST_PREEMPTIONS, PAIRS, TRIPLES, OperationClock, Server, requests_at_once, told
 
 from sessiontree.stores.postgres import PostgresStore
-from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.connection import Connection
 
 SCHEMA = "races"
 READS = (b"SELECT ROW(", b"SELECT count(")
@@ -53,37 +53,36 @@ class Statements:
     """Stops each operation before its statements, and knows whose transaction holds the row."""
 
     def __init__(self, scheduler):
-        self.scheduler, self.run = scheduler, Link.run
+        self.scheduler, self.run = scheduler, Connection.run
         self.reset()
 
     def reset(self):
         self.holder, self.has_skipped = None, False
 
-    def stop(self, link, statement, values=()):
+    def stop(self, connection, statement, values=()):
         sql = statement.sql
         if self.scheduler.is_scheduling and not sql.startswith(b"BEGIN"):
-            self.scheduler.point(sql.decode()[:60], lambda: self.is_free(link, sql))
-        if b"SKIP LOCKED" in sql and self.holder not in (None, link):
+            self.scheduler.point(sql.decode()[:60], lambda: self.is_free(connection, sql))
+        if b"SKIP LOCKED" in sql and self.holder not in (None, connection):
             self.has_skipped = True
         if sql.endswith(b"FOR NO KEY UPDATE"):
-            self.holder = link
+            self.holder = connection
         try:
-            return self.run(link, statement, values)
+            return self.run(connection, statement, values)
         finally:
             if sql.startswith(ENDS):
                 self.holder = None
 
-    def is_free(self, link, sql):
+    def is_free(self, connection, sql):
         waits = b"SKIP LOCKED" not in sql and (not sql.startswith(READS) or sql.endswith(b"FOR NO KEY UPDATE"))
-        return self.holder in (None, link) or not waits
+        return self.holder in (None, connection) or not waits
 
 
 @contextmanager
 def emptied(url, clock):
     """What empties the one store and returns it, with connections enough."""
     with connected(url) as plain, closing(PostgresStore.from_url(url, schema=SCHEMA, clock=clock)) as store:
-        links = [store._taken(0.0) for _ in range(4)]
-        store._idle.extend(links)
+        store._idle.extend([store._taken(0.0) for _ in range(4)])
 
         def made():
             plain.execute(f"DELETE FROM {SCHEMA}.sessions", prepare=True)  # noqa: S608 - a name of ours
@@ -97,7 +96,7 @@ def make_store(url, scheduler, clock, monkeypatch):
     statements = Statements(scheduler)
     with emptied(url, clock) as made:
         made().load_many(["a", "b"])
-        monkeypatch.setattr(Link, "run", lambda link, *rest: statements.stop(link, *rest))
+        monkeypatch.setattr(Connection, "run", lambda connection, *rest: statements.stop(connection, *rest))
 
         def fresh():
             statements.reset()

@@ -15,7 +15,8 @@ from servers.process import Process, free_port, private_folder
 
 pytest.importorskip("psycopg_pool")
 
-from psycopg import Connection, RawCursor
+import psycopg
+from psycopg import RawCursor
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row, namedtuple_row, scalar_row
 from psycopg_pool import ConnectionPool
@@ -25,7 +26,7 @@ from sessiontree.records import Changes
 from sessiontree.stores.conformance.tools import PROOF, at_once, contents, fields, js, new
 from sessiontree.stores.conformance.watching import Heard
 from sessiontree.stores.postgres import PostgresStore
-from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.connection import Connection
 
 SCHEMA = "settings"
 
@@ -156,15 +157,15 @@ def test_what_an_address_says_itself_stays(url):
     own = f"{url}&target_session_attrs=any&client_encoding=unicode&connect_timeout=7&application_name=shop"
     with closing(PostgresStore.from_url(own, schema=SCHEMA)) as store:
         assert store.load("x") is None
-        [link] = store._idle
+        [connection] = store._idle
         said = conninfo_to_dict(store._pool.conninfo)
         assert [said[name] for name in ("target_session_attrs", "client_encoding", "connect_timeout")] == [
             "any", "unicode", "7",
         ]  # fmt: skip
-        assert link.connection.execute("SHOW application_name").fetchone() == ("shop",)
+        assert connection.driver.execute("SHOW application_name").fetchone() == ("shop",)
 
 
-class Knowing(Connection):
+class Knowing(psycopg.Connection):
     """A connection that knows by itself who it is, as those do that fetch a token for a password."""
 
     @classmethod
@@ -282,9 +283,11 @@ def test_of_several_writes_that_were_given_up_none_is_begun_any_more(url, store,
 def test_several_writes_that_are_looked_at_one_by_one_have_one_time_out_too(url, store, monkeypatch):
     records = [new(store) for _ in range(6)]
     odd = Changes(sets={"a": (js(1), 0)}, expects={"a": js({"$bytes": "AA=="})})
-    begun, run = [], Link.run
+    begun, run = [], Connection.run
     monkeypatch.setattr(
-        Link, "run", lambda link, statement, values=(): begun.append(statement.sql[:5]) or run(link, statement, values)
+        Connection,
+        "run",
+        lambda connection, statement, values=(): begun.append(statement.sql[:5]) or run(connection, statement, values),
     )
     with connected(url) as stranger, stranger.transaction():
         stranger.execute(f"SELECT FROM {SCHEMA}.sessions FOR UPDATE")
@@ -296,9 +299,11 @@ def test_several_writes_that_are_looked_at_one_by_one_have_one_time_out_too(url,
 
 def test_several_writes_behind_a_pooler_have_one_time_out_too(url, store, monkeypatch):
     records = [new(store) for _ in range(6)]
-    sent, run = [], Link.run
+    sent, run = [], Connection.run
     monkeypatch.setattr(
-        Link, "run", lambda link, statement, values=(): sent.append(statement) or run(link, statement, values)
+        Connection,
+        "run",
+        lambda connection, statement, values=(): sent.append(statement) or run(connection, statement, values),
     )
     with connected(url) as stranger, stranger.transaction():
         stranger.execute(f"SELECT FROM {SCHEMA}.sessions FOR UPDATE")
@@ -320,5 +325,5 @@ def test_a_connection_that_was_closed_is_not_kept_for_the_next_verb(url, store):
                 [(records[0].handle, PROOF, odd), (records[1].handle, PROOF, Changes(adds={"n": 1}))]
             )
         assert [type(found[0]), found[1]] == [StoreUnavailable, 2]
-        assert [link.connection.closed for link in few._idle] in ([], [False])
+        assert [connection.driver.closed for connection in few._idle] in ([], [False])
         assert few.load(records[1].handle) is not None

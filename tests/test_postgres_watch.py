@@ -29,7 +29,7 @@ from sessiontree.records import Changes
 from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, TurningClock, at_once, fresh_handle, js, new
 from sessiontree.stores.conformance.watching import Heard
 from sessiontree.stores.postgres import PostgresStore
-from sessiontree.stores.postgres.link import Link
+from sessiontree.stores.postgres.connection import Connection
 from sessiontree.stores.postgres.rows import label_of, lock_of
 from sessiontree.stores.postgres.watch import lock_class
 
@@ -101,20 +101,20 @@ def hang_up(url):
 
 
 def test_while_nobody_watches_no_notification_is_sent(store, elsewhere, heard, monkeypatch):
-    sent, run, run_many = [], Link.run, Link.run_many
+    sent, run, run_many = [], Connection.run, Connection.run_many
     change = Changes(adds={"n": 1})
 
-    def recording(link, statement, values=()):
+    def recording(connection, statement, values=()):
         sent.append(b"pg_notify" in statement.sql)
-        return run(link, statement, values)
+        return run(connection, statement, values)
 
-    def recording_many(link, asked):
+    def recording_many(connection, asked):
         sent.append(b"pg_notify" in asked[-1][0].sql and "in the same trip")
-        return run_many(link, asked)
+        return run_many(connection, asked)
 
     records = [new(elsewhere) for _ in range(3)]
-    monkeypatch.setattr(Link, "run", recording)
-    monkeypatch.setattr(Link, "run_many", recording_many)
+    monkeypatch.setattr(Connection, "run", recording)
+    monkeypatch.setattr(Connection, "run_many", recording_many)
 
     def write():
         sent.clear()

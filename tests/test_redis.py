@@ -39,7 +39,7 @@ from sessiontree.stores.conformance.watching import Heard
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis.link import Link, packed
+from sessiontree.stores.redis.pool import Pool, packed
 
 NUMBERS = itertools.count(1)
 KINDS = ["valkey", "redis", *(["given"] if valkey.given_url() else [])]
@@ -154,7 +154,7 @@ def test_a_timeout_is_a_duration(url, client, timeout):
         closing(RedisStore(client, timeout=timeout)) as own,
     ):
         assert store.load("a") is own.load("a") is None
-        assert store._link._idle[0].connection.socket_timeout == own._link.timeout == seconds
+        assert store._pool._idle[0].driver.socket_timeout == own._pool.timeout == seconds
 
 
 CLIENTS_OF_OTHERS = {
@@ -199,15 +199,15 @@ def sent(monkeypatch):
     sends = []
 
     def noting(ask):
-        def asked(link, commands, **named):
+        def asked(pool, commands, **named):
             flat = [commands] if isinstance(commands[0], bytes) else commands
             sends.append(sum(len(packed(*command)) for command in flat))
-            return ask(link, commands, **named)
+            return ask(pool, commands, **named)
 
         return asked
 
-    monkeypatch.setattr(Link, "ask", noting(Link.ask))
-    monkeypatch.setattr(Link, "ask_many", noting(Link.ask_many))
+    monkeypatch.setattr(Pool, "ask", noting(Pool.ask))
+    monkeypatch.setattr(Pool, "ask_many", noting(Pool.ask_many))
     return sends
 
 
@@ -528,7 +528,7 @@ def test_a_client_without_a_timeout_gets_ours(clock):
 @pytest.fixture
 def cut(monkeypatch, store):
     """A function that has the next answers end in the middle, though the server did what it was asked."""
-    connection_class = store._link._pool.connection_class
+    connection_class = store._pool._client_pool.connection_class
     read = connection_class.read_response
 
     def begin(times):
@@ -568,7 +568,7 @@ def test_a_look_whose_answer_is_lost_is_made_once_more(store, cut):
 
 def test_a_signal_in_the_middle_of_an_answer_leaves_no_half_of_it(store, monkeypatch):
     records = [new(store, fields=fields(n=js(number))) for number in range(2)]
-    connection = store._link._idle[-1].connection
+    connection = store._pool._idle[-1].driver
     read = type(connection).read_response
 
     def read_response(self, *args, **named):
@@ -669,7 +669,7 @@ def test_a_forked_child_has_connections_of_its_own(store):
 def test_connections_are_used_again(store, client):
     for _ in range(50):
         store.load("a")
-    assert len(store._link._idle) == 1
+    assert len(store._pool._idle) == 1
 
 
 def test_a_store_that_nobody_holds_takes_its_connections_along(url, prefix, client):
@@ -803,7 +803,7 @@ def test_a_revocation_that_no_replica_confirms_is_made_though_the_script_was_not
     ):
         for end in (lambda handle: store.revoke(handle), lambda handle: store.revoke_where("subject", "bob")):
             record = new(store, labels={"subject": "bob"})
-            store._link.read(b"SCRIPT", b"FLUSH")
+            store._pool.read(b"SCRIPT", b"FLUSH")
             with pytest.raises(StoreUnavailable, match="0 of 1"):
                 end(record.handle)
             assert store.load(record.handle) is None

@@ -176,7 +176,7 @@ def agree(stores, history):
 
 def is_due_in_time(store, handle, sight):
     """Whether a sweep will look at the record when it has ended at the latest, and at none that is gone."""
-    when = store._link.read(b"ZSCORE", store._due, handle.encode("utf-8", "surrogatepass"))
+    when = store._pool.read(b"ZSCORE", store._due, handle.encode("utf-8", "surrogatepass"))
     if sight is None:
         return when is None
     record = sight[0]

@@ -28,7 +28,7 @@ from sessiontree.stores.conformance.tools import (
     new,
 )
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis.link import Link
+from sessiontree.stores.redis.pool import Pool
 from sessiontree.stores.redis.record import digest_of, pair_of
 
 NUMBERS = itertools.count(1)
@@ -103,17 +103,17 @@ def test_a_cluster_has_no_feed(store):
 def test_who_dies_while_giving_a_label_leaves_a_record_that_is_found_or_no_entry(
     store, client, prefix, monkeypatch, dies_at
 ):
-    run = Link.run
+    run = Pool.run
 
-    def stopping(link, script, *arguments):
+    def stopping(pool, script, *arguments):
         text = script.text.decode("latin-1")
         if dies_at == "the number" and "until_" in text:
             raise KeyboardInterrupt
         if dies_at == "the record" and "'HSET', KEYS[1], 'h', head" in text:
             raise KeyboardInterrupt
-        return run(link, script, *arguments)
+        return run(pool, script, *arguments)
 
-    monkeypatch.setattr(Link, "run", stopping)
+    monkeypatch.setattr(Pool, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
         new(store, labels={"subject": "bob"})
     monkeypatch.undo()
@@ -215,15 +215,15 @@ def test_the_pages_example_of_a_cluster_runs(cluster, monkeypatch):
 @contextmanager
 def without_numbers():
     """Have the index's node be away between two of the trips: entries stay under way."""
-    run = Link.run
+    run = Pool.run
 
-    def failing(link, script, *arguments):
+    def failing(pool, script, *arguments):
         if b"until_" in script.text:
             raise StoreUnavailable("The node is away.")
-        return run(link, script, *arguments)
+        return run(pool, script, *arguments)
 
     with pytest.MonkeyPatch.context() as patching:
-        patching.setattr(Link, "run", failing)
+        patching.setattr(Pool, "run", failing)
         yield
 
 
@@ -335,7 +335,7 @@ def test_revoking_by_label_asks_the_replicas_of_every_primary_though_nothing_is_
 
 @pytest.mark.parametrize("odd", ["", "a{b}c", "{", "}", "{}"])
 def test_each_primary_has_a_name_of_ours_for_itself_unless_all_that_is_ours_lies_on_one(store, client, prefix, odd):
-    names = store._link.spread(f"{prefix}{odd}:i:w".encode())
+    names = store._pool.spread(f"{prefix}{odd}:i:w".encode())
     ports = [port_of(client, name) for name in names]
     assert len(names) == len(set(ports)) == (1 if odd == "a{b}c" else 3)
 

@@ -13,7 +13,7 @@ from sessiontree import StoreUnavailable
 from sessiontree.records import Changes
 from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, new
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis.link import ours
+from sessiontree.stores.redis.pool import ours
 
 
 def replicated(client):
@@ -73,16 +73,16 @@ WRITES = {
 def test_after_a_failover_behind_one_name_the_next_write_finds_the_primary(pair, write):
     with closing(RedisStore.from_url(pair.url)) as store, closing(RedisStore.from_url(pair.url)) as other:
         record = new(store)
-        used, idle = store._link._take(), store._link._take()
-        for line in (used, idle):
-            line.prepare(reads=True)
-        store._link._put(idle)
+        used, idle = store._pool._take(), store._pool._take()
+        for connection in (used, idle):
+            connection.prepare(reads=True)
+        store._pool._put(idle)
         pair.fail_over()
         with pytest.raises(StoreUnavailable, match="is a replica"):
             write(store, record)
         assert write(store, record) == 2
-        store._link._put(used)
-        assert used.connection._sock is None, "What was in use is made anew too."
+        store._pool._put(used)
+        assert used.driver._sock is None, "What was in use is made anew too."
         later = new(other)
         assert all(store.load(later.handle) for _ in range(3))
         with Redis(port=pair.primary.port) as old:

@@ -38,7 +38,7 @@ from test_tree_races import OPERATIONS, SteppingStore, Stores, World
 from sessiontree import SessionGone
 from sessiontree.records import Changes
 from sessiontree.stores.redis import RedisStore
-from sessiontree.stores.redis.link import Link
+from sessiontree.stores.redis.pool import Pool
 from sessiontree.stores.redis.scripts import APPLY, CREATE, FORGET, NUMBER, PEND, REAP, REMOVE, REVOKE, SWAP, SWEEP
 
 NUMBERS = itertools.count(1)
@@ -60,8 +60,8 @@ def clock(scheduler):
     return OperationClock(scheduler)
 
 
-class SteppingLink(Link):
-    """A link that may be stopped before each command, also of many that are sent at once."""
+class SteppingPool(Pool):
+    """A pool that may be stopped before each command, also of many that are sent at once."""
 
     def __init__(self, pool, scheduler):
         super().__init__(pool, 60)
@@ -85,9 +85,9 @@ def emptied(server, clock, scheduler=None, *, is_apart=False):
     client = Redis(unix_socket_path=str(server.path), db=1)
     store = RedisStore(client, clock=clock)
     if scheduler is not None:
-        store._link = SteppingLink(client.connection_pool, scheduler)
+        store._pool = SteppingPool(client.connection_pool, scheduler)
     if is_apart:
-        store._link.is_apart, store._inline = True, b""
+        store._pool.is_apart, store._inline = True, b""
 
     def made():
         client.flushdb()
@@ -174,7 +174,7 @@ def labelled_at_once(make_store, clock, names, *, is_lost=False):
         store.create(fresh())
         clock.times = {}
         if is_lost:
-            Redis(unix_socket_path=store._link.name, db=1).delete(store._key(HANDLE))
+            Redis(unix_socket_path=store._pool.name, db=1).delete(store._key(HANDLE))
 
         def check(run):
             record = store.load(HANDLE)

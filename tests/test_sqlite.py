@@ -109,11 +109,11 @@ def sql(path, *statements):
 @contextmanager
 def traced(store):
     """Collect the statements that the store's connection runs."""
-    [engine] = store._idle
+    [connection] = store._idle
     statements = []
-    engine.connection.set_trace_callback(statements.append)
+    connection.driver.set_trace_callback(statements.append)
     yield statements
-    engine.connection.set_trace_callback(None)
+    connection.driver.set_trace_callback(None)
 
 
 def mode(path):
@@ -464,10 +464,10 @@ def test_a_connection_that_was_inherited_is_neither_used_nor_closed(store):
     store._pid -= 1
     assert store.load(record.handle) == record
     assert inherited not in store._idle
-    assert inherited.connection.execute("SELECT 1").fetchall() == [(1,)], "It is still open."
+    assert inherited.driver.execute("SELECT 1").fetchall() == [(1,)], "It is still open."
     assert [inherited] in sqlite_file._INHERITED
     sqlite_file._INHERITED.remove([inherited])
-    inherited.connection.close()
+    inherited.driver.close()
 
 
 # -- errors and interruptions -----------------------------------------------------------------
@@ -572,9 +572,9 @@ def test_a_file_that_says_no_is_not_told_as_one_that_says_nothing(store, path):
 
 def test_a_full_database_is_unavailable_until_there_is_room(store):
     record = new(store, fields=fields(a=js(1)))
-    [engine] = store._idle
-    [(pages,)] = engine.connection.execute("PRAGMA page_count").fetchall()
-    engine.connection.execute(f"PRAGMA max_page_count={pages + 2}")
+    [connection] = store._idle
+    [(pages,)] = connection.driver.execute("PRAGMA page_count").fetchall()
+    connection.driver.execute(f"PRAGMA max_page_count={pages + 2}")
     large = Changes(sets={"large": (js("x" * 100_000), 0)})
     for verb in (
         lambda: store.apply(record.handle, PROOF, large),
@@ -584,7 +584,7 @@ def test_a_full_database_is_unavailable_until_there_is_room(store):
         with pytest.raises(StoreUnavailable, match="make room"):
             verb()
         assert store.load(record.handle) == record
-    engine.connection.execute("PRAGMA max_page_count=1000000")
+    connection.driver.execute("PRAGMA max_page_count=1000000")
     assert store.apply(record.handle, PROOF, large) == 2
 
 
@@ -839,5 +839,5 @@ def test_a_conflict_leaves_no_transaction_open(store):
     for labels in ({}, {"subject": "eve"}):
         with pytest.raises(Conflict):
             new(store, record.handle, labels=labels)
-    assert not any(engine.connection.in_transaction for engine in store._idle)
+    assert not any(connection.driver.in_transaction for connection in store._idle)
     assert store.count("subject", "eve") == 0

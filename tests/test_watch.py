@@ -616,7 +616,7 @@ def test_watchers_share_one_thread_and_the_last_one_ends_it(sqlite, elsewhere):
         assert all(each.has(handle) for each in heards[number:])
         stop()
     assert ended(thread)
-    assert sqlite._feed._engine is None
+    assert sqlite._feed._connection is None
     stop = sqlite.watch(heards[0].on_change)
     heards[0].forget()
     assert heards[0].has(new(elsewhere).handle), "The next one begins another."
@@ -664,7 +664,7 @@ def test_closing_while_others_write_ends_the_feed_and_says_so(path, clock, elsew
         assert at_once(write, close) == [None, None]
         assert None in heard.forget()
         assert ended(thread)
-        assert store._feed._engine is None
+        assert store._feed._connection is None
         stop()
         with pytest.raises(UsageError):
             store.watch(heard.on_change)
@@ -1186,7 +1186,7 @@ def test_no_connection_of_a_feed_is_open_at_the_moment_of_a_fork(sqlite, elsewhe
     assert heard.has(new(elsewhere).handle)
     sqlite_watch._before_fork()
     try:
-        assert sqlite._feed._engine is None
+        assert sqlite._feed._connection is None
         assert sqlite._feed._lock.locked()
     finally:
         sqlite_watch._after_in_parent()

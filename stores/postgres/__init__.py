@@ -1,7 +1,7 @@
 """A store in PostgreSQL.
 
 ``store`` has the verbs; beneath it a row is written (``apply``) and watched (``watch``), a server is reached
-(``server``, ``link``), and a table is laid out (``schema``, ``rows``, ``sql``).
+(``server``, ``connection``), and a table is laid out (``schema``, ``rows``, ``sql``).
 """
 
 from .store import PostgresStore

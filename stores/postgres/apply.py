@@ -16,7 +16,7 @@ from psycopg import Error
 from ...errors import SessionError
 from ...records import PROOF_BYTES, Changes, Json, Version, changed, gone
 from ..log import logger
-from .link import FAILURES, Link, Result, Statement, seconds
+from .connection import FAILURES, Connection, Result, Statement, seconds
 from .rows import (
     Values,
     array,
@@ -67,50 +67,52 @@ class PostgresRows(PostgresServer):
     _is_mute = False
     """Whether those who watch could not be told last, which the log says once."""
 
-    def _apply(self, link: Link, handle: bytes, proof: bytes, changes: Changes) -> Version:
+    def _apply(self, connection: Connection, handle: bytes, proof: bytes, changes: Changes) -> Version:
         """Make all the changes or none."""
         asked = self._asked(handle, proof, changes)
-        version = None if asked is None else _answered(self._write(link, *asked, handle), changes)
-        return self._apply_slowly(link, handle, proof, changes) if version is None else version
+        version = None if asked is None else _answered(self._write(connection, *asked, handle), changes)
+        return self._apply_slowly(connection, handle, proof, changes) if version is None else version
 
-    def _apply_all(self, link: Link, writes: Sequence[tuple[bytes, bytes, Changes]]) -> list[Version | Exception]:
+    def _apply_all(
+        self, connection: Connection, writes: Sequence[tuple[bytes, bytes, Changes]]
+    ) -> list[Version | Exception]:
         """Make changes to different records, in one trip if none of them needs to be looked at."""
         until = seconds() + self._timeout
         asked = [self._asked_or_why_not(*write) for write in writes]
         handles = [write[0] for write, each in zip(writes, asked, strict=True) if isinstance(each, tuple)]
-        results = iter(self._write_all(link, [each for each in asked if isinstance(each, tuple)], handles))
+        results = iter(self._write_all(connection, [each for each in asked if isinstance(each, tuple)], handles))
         return [
-            self._settled(link, until, next(results) if isinstance(each, tuple) else each, *write)
+            self._settled(connection, until, next(results) if isinstance(each, tuple) else each, *write)
             for write, each in zip(writes, asked, strict=True)
         ]
 
-    def _write(self, link: Link, statement: Statement, values: Values, handle: bytes) -> Result:
+    def _write(self, connection: Connection, statement: Statement, values: Values, handle: bytes) -> Result:
         """Run a statement that changes a record, and tell those who watch."""
         if self._is_watched and self._prepared:
-            [result] = self._write_all(link, [(statement, values)], [handle])
+            [result] = self._write_all(connection, [(statement, values)], [handle])
             if isinstance(result, Error):
                 raise result
             return result
-        result = link.run(statement, values)
+        result = connection.run(statement, values)
         self._is_watched = is_watched(result)
         if self._is_watched:
-            self._tell(link, [handle])
+            self._tell(connection, [handle])
         return result
 
-    def _write_all(self, link: Link, asked: Sequence[Asked], handles: list[bytes]) -> list[Result | Error]:
+    def _write_all(self, connection: Connection, asked: Sequence[Asked], handles: list[bytes]) -> list[Result | Error]:
         """Run statements that each change a record; who watched last time is told in the same trip, whatever came."""
         is_told = self._is_watched  # read once: other threads write it while this one waits
         if is_told:
-            *results, told = link.run_many([*asked, self._notification(handles)])
+            *results, told = connection.run_many([*asked, self._notification(handles)])
             is_told = not isinstance(told, Error)
             self._is_mute = self._is_mute and not is_told
         else:
-            results = link.run_many(asked)
+            results = connection.run_many(asked)
         seen = [is_watched(result) for result in results if not isinstance(result, Error) and result.ntuples]
         if seen:
             self._is_watched = any(seen)
             if any(seen) and not is_told:
-                self._tell(link, handles)
+                self._tell(connection, handles)
         return results
 
     def _asked_or_why_not(self, *write: *tuple[bytes, bytes, Changes]) -> Asked | TypeError | None:
@@ -121,7 +123,7 @@ class PostgresRows(PostgresServer):
 
     def _settled(
         self,
-        link: Link,
+        connection: Connection,
         until: float,
         result: Result | Exception | None,
         *write: *tuple[bytes, bytes, Changes],
@@ -129,19 +131,19 @@ class PostgresRows(PostgresServer):
         """Return what came of one of several; nothing may be repeated here, for the others have been made."""
         try:
             if isinstance(result, Error):
-                self._recover(link, result)
+                self._recover(connection, result)
                 result = None
             elif isinstance(result, Exception):
                 return result
             version = None if result is None else _answered(result, write[2])
             if version is None and seconds() > until:
                 raise TimeoutError  # all of them together have one
-            return self._apply_slowly(link, *write) if version is None else version
+            return self._apply_slowly(connection, *write) if version is None else version
         except FAILURES as error:
-            self._settle(link, error)
+            self._settle(connection, error)
             return self._ours(error)
         except (SessionError, TypeError, ValueError) as error:
-            self._settle(link, error)
+            self._settle(connection, error)
             return error
 
     def _asked(self, handle: bytes, proof: bytes, changes: Changes) -> Asked | None:
@@ -186,36 +188,38 @@ class PostgresRows(PostgresServer):
         values[6] = bigint(room)
         return self._statements.data[(len(values) - 7) // 2], values
 
-    def _apply_slowly(self, link: Link, handle: bytes, proof: bytes, changes: Changes) -> Version:
+    def _apply_slowly(self, connection: Connection, handle: bytes, proof: bytes, changes: Changes) -> Version:
         """Change the record while nobody else can, or raise what hinders it."""
         statements = self._statements
-        link.run(statements.begin)
+        connection.run(statements.begin)
         if changes.labels:
-            link.run(statements.lock, [self._locks(*self._indexed(changes.labels))])
-        result, now = link.run(statements.load_locked, [handle]), self._now()
+            connection.run(statements.lock, [self._locks(*self._indexed(changes.labels))])
+        result, now = connection.run(statements.load_locked, [handle]), self._now()
         old = record_of(result, 0, handle.decode()) if result.ntuples else None
         if old is None:
             raise gone()
         if not old.is_live(now):
-            link.run(statements.delete, [handle])
-            link.run(statements.commit)
+            connection.run(statements.delete, [handle])
+            connection.run(statements.commit)
             raise gone()
         record, sums = changed(old, proof, changes, now, self.largest)
         if changes.proof is not None:
-            link.run(statements.durably)
-        result = link.run(statements.replace, row_of(record))
-        self._relabel_row(link, handle, old.label, record.label)
-        link.run(statements.commit)
+            connection.run(statements.durably)
+        result = connection.run(statements.replace, row_of(record))
+        self._relabel_row(connection, handle, old.label, record.label)
+        connection.run(statements.commit)
         if is_watched(result):
-            self._tell(link, [handle])
+            self._tell(connection, [handle])
         return Version.of(record.version, sums)
 
-    def _relabel_row(self, link: Link, handle: bytes, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    def _relabel_row(
+        self, connection: Connection, handle: bytes, before: Mapping[str, str], after: Mapping[str, str]
+    ) -> None:
         for name in before.keys() | after.keys():
             if before.get(name) != after.get(name):
-                link.run(self._statements.unlabel, (handle, _indexable(name)))
+                connection.run(self._statements.unlabel, (handle, _indexable(name)))
                 if name in after:
-                    link.run(self._statements.label, (handle, _indexable(name), _indexable(after[name])))
+                    connection.run(self._statements.label, (handle, _indexable(name), _indexable(after[name])))
 
     def _indexed(self, labels: Mapping[str, str | None]) -> tuple[list[bytes], list[bytes | None]]:
         """Return names and values of labels as the index has them."""
@@ -227,7 +231,7 @@ class PostgresRows(PostgresServer):
         pairs = zip(names, values, strict=True)
         return bigints(sorted({lock_of(self.schema, name, value) for name, value in pairs if value is not None}))
 
-    def _tell(self, link: Link, handles: list[bytes]) -> None:
+    def _tell(self, connection: Connection, handles: list[bytes]) -> None:
         """Tell those who watch of what was done.
 
         This is a transaction of its own: within one that writes, NOTIFY holds a lock of the whole server's until the
@@ -237,11 +241,11 @@ class PostgresRows(PostgresServer):
         notification = self._notification(handles)
         try:
             try:
-                link.run(*notification)
+                connection.run(*notification)
             except Error as error:
-                self._repeated(error, link, Link.run, *notification)
+                self._repeated(error, connection, Connection.run, *notification)
         except FAILURES as error:
-            self._settle(link, error)
+            self._settle(connection, error)
             if not self._is_mute:
                 self._is_mute = True
                 logger().warning(

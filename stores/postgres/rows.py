@@ -30,7 +30,7 @@ from ...records import (
     too_wide,
     unpacked,
 )
-from .link import Result
+from .connection import Result
 
 __all__ = [
     "COLUMNS",

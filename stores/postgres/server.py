@@ -11,14 +11,15 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary, WeakSet
 
-from psycopg import Connection, Cursor, Error, conninfo, pq
+import psycopg
+from psycopg import Cursor, Error, conninfo, pq
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
 from ...records import LARGEST, closed
-from .link import FAILURES, FRESH, OK, Link, Statement, seconds
+from .connection import FAILURES, FRESH, OK, Connection, Statement, seconds
 from .schema import admitted, brought_up
 
 __all__ = ["Pool", "PostgresServer", "checked", "connector", "pool_of"]
@@ -108,8 +109,8 @@ class PostgresServer:
         self._listen_url = listen_url if listen_url is None else completed(listen_url)
         self._pool = pool
         self._owns_pool = False
-        self._links: WeakKeyDictionary[Any, Link] = WeakKeyDictionary()
-        self._idle: list[Link] = []
+        self._connections: WeakKeyDictionary[Any, Connection] = WeakKeyDictionary()
+        self._idle: list[Connection] = []
         """Connections of our own pool, the last used one last: the pool itself takes longer to give one."""
         self._doubted = 0.0
         """When a connection was lost last: what befell it may have befallen all."""
@@ -124,11 +125,11 @@ class PostgresServer:
         Call it once for each deployment, as a role that may create a schema. Any number of processes may call it at
         once, and older releases go on. Raises ConfigError for a schema that is used for something else.
         """
-        connection = self._connection()
-        self._check_fit(connection)
+        driver = self._taken_driver()
+        self._check_fit(driver)
         try:
             # Neither the cursors nor the rows that an application has its pool make.
-            with connection.transaction(), Cursor(connection, row_factory=tuple_row) as cursor:
+            with driver.transaction(), Cursor(driver, row_factory=tuple_row) as cursor:
                 # Who waited for another's transaction has to see what it made.
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 cursor.execute("SET LOCAL statement_timeout = 0")
@@ -136,7 +137,7 @@ class PostgresServer:
         except Error as error:
             raise self._ours(error) from error
         finally:
-            self._pool.putconn(connection)
+            self._pool.putconn(driver)
 
     def close(self) -> None:
         """Close the connections, if ``from_url`` made them; those in use close with the verb that uses them."""
@@ -147,51 +148,51 @@ class PostgresServer:
 
     # -- connections -----------------------------------------------------------------------
 
-    def _do(self, verb: Callable[[Link, *_Ts], _T], *arguments: *_Ts) -> _T:
+    def _do(self, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts) -> _T:
         """Return what the verb returns, with a connection of its own; here alone psycopg's errors become ours."""
         now = seconds()
         try:
-            link = self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            link = self._taken(now)
-        if (now > link.used + FRESH or link.used <= self._doubted) and not link.is_fresh():
-            link = self._replaced(link, now)
-        link.used = now
+            connection = self._taken(now)
+        if (now > connection.used + FRESH or connection.used <= self._doubted) and not connection.is_fresh():
+            connection = self._replaced(connection, now)
+        connection.used = now
         try:
             try:
-                result = verb(link, *arguments)
+                result = verb(connection, *arguments)
             except Error as error:
-                result = self._repeated(error, link, verb, *arguments)
+                result = self._repeated(error, connection, verb, *arguments)
         except BaseException as error:
-            self._settle(link, error)
-            self._return(link)
+            self._settle(connection, error)
+            self._return(connection)
             if isinstance(error, FAILURES):
                 raise self._ours(error) from error
             raise
-        if now < link.until and not self._waiting:
-            self._idle.append(link)
+        if now < connection.until and not self._waiting:
+            self._idle.append(connection)
             if self._waiting or self._closed:  # since the look at it
                 self._return_idle()
         else:
-            self._return(link)
+            self._return(connection)
         return result
 
-    def _taken(self, now: float) -> Link:
-        connection = self._connection()
-        link = self._links.get(connection)
-        if link is None:
-            self._check_fit(connection)
-            link = self._links[connection] = Link(connection, self._timeout, prepared=self._prepared)
+    def _taken(self, now: float) -> Connection:
+        driver = self._taken_driver()
+        connection = self._connections.get(driver)
+        if connection is None:
+            self._check_fit(driver)
+            connection = self._connections[driver] = Connection(driver, self._timeout, prepared=self._prepared)
         if self._owns_pool:
-            link.until = now + HELD
-        return link
+            connection.until = now + HELD
+        return connection
 
-    def _check_fit(self, connection: Connection[Any]) -> None:
+    def _check_fit(self, driver: psycopg.Connection[Any]) -> None:
         """Refuse a connection that would show what is no longer so, or other texts than others find.
 
         The server says both by itself when a connection begins; where it does not, nothing is known.
         """
-        told = connection.pgconn.parameter_status
+        told = driver.pgconn.parameter_status
         encoding = (told(b"client_encoding") or b"UTF8").upper().replace(b"-", b"")  # pgbouncer repeats what it is told
         if told(b"in_hot_standby") == b"on":
             reason = "is a standby: add target_session_attrs=read-write to what the pool connects by"
@@ -199,38 +200,38 @@ class PostgresServer:
             reason = f"is sent {encoding.decode()}: add client_encoding=utf8 to what the pool connects by"
         else:
             return
-        connection.close()
-        self._pool.putconn(connection)
+        driver.close()
+        self._pool.putconn(driver)
         raise StoreUnavailable(f"The session store's PostgreSQL {reason}.")
 
-    def _replaced(self, link: Link, now: float) -> Link:
+    def _replaced(self, connection: Connection, now: float) -> Connection:
         """Return a connection that the server has not closed meanwhile, in place of one that it has."""
-        while not link.is_fresh():
-            link.close()
-            self._return(link)
-            link = self._taken(now)
-        return link
+        while not connection.is_fresh():
+            connection.close()
+            self._return(connection)
+            connection = self._taken(now)
+        return connection
 
-    def _return(self, link: Link) -> None:
+    def _return(self, connection: Connection) -> None:
         """Give a connection back to the pool, and with it all that nobody has used for as long."""
-        self._pool.putconn(link.connection)
+        self._pool.putconn(connection.driver)
         with suppress(IndexError):  # there are no more
-            while self._idle[0].until <= link.until:
-                self._pool.putconn(self._idle.pop(0).connection)
+            while self._idle[0].until <= connection.until:
+                self._pool.putconn(self._idle.pop(0).driver)
 
     def _return_idle(self) -> None:
         with suppress(IndexError):  # as above
             while True:
-                self._pool.putconn(self._idle.pop().connection)
+                self._pool.putconn(self._idle.pop().driver)
 
-    def _connection(self) -> Connection[Any]:
+    def _taken_driver(self) -> psycopg.Connection[Any]:
         self._check_open()
         self._waiting.append(None)
         try:
             if self._owns_pool:
                 self._pool.open()
                 self._return_idle()  # what came back since the look at it
-            connection: Connection[Any] = self._pool.getconn(self._timeout)
+            driver: psycopg.Connection[Any] = self._pool.getconn(self._timeout)
         except (PoolTimeout, TooManyRequests) as error:
             raise StoreUnavailable(
                 f"No connection to the session store's PostgreSQL within {self._timeout} s: look whether it runs "
@@ -240,7 +241,7 @@ class PostgresServer:
             self._check_open()
             raise StoreUnavailable(f"The session store's pool gives no connection: open it ({error}).") from error
         else:
-            return connection
+            return driver
         finally:
             self._waiting.pop()
 
@@ -248,54 +249,56 @@ class PostgresServer:
         if self._closed:
             raise closed()
 
-    def _repeated(self, error: Error, link: Link, verb: Callable[[Link, *_Ts], _T], *arguments: *_Ts) -> _T:
+    def _repeated(
+        self, error: Error, connection: Connection, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts
+    ) -> _T:
         """Do the verb again if the server did nothing of it, and would do it now."""
         for attempt in range(ATTEMPTS):
             if attempt >= RESETS and error.sqlstate in _UNPREPARED:
                 break
-            self._recover(link, error)
+            self._recover(connection, error)
             try:
-                return verb(link, *arguments)
+                return verb(connection, *arguments)
             except Error as another:
                 error = another
         raise error
 
-    def _recover(self, link: Link, error: Error) -> None:
+    def _recover(self, connection: Connection, error: Error) -> None:
         """Make the connection fit for another try, or raise the error if the server may have done something."""
-        if link.pgconn.status == OK and error.sqlstate in _UNPREPARED and self._prepared:
-            self._reset(link)
-        elif link.pgconn.status == OK and error.sqlstate in _AGAIN:
-            self._roll_back(link)
+        if connection.pgconn.status == OK and error.sqlstate in _UNPREPARED and self._prepared:
+            self._reset(connection)
+        elif connection.pgconn.status == OK and error.sqlstate in _AGAIN:
+            self._roll_back(connection)
         else:
             raise error
 
-    def _reset(self, link: Link) -> None:
+    def _reset(self, connection: Connection) -> None:
         """Have nothing prepared any more: somebody else took it away, or changed what it refers to."""
-        self._roll_back(link)
-        link.forget()
-        link.run(_DEALLOCATE)
-        link.connection._prepared.clear()  # noqa: SLF001 - psycopg's own statements are gone with ours
+        self._roll_back(connection)
+        connection.forget()
+        connection.run(_DEALLOCATE)
+        connection.driver._prepared.clear()  # noqa: SLF001 - psycopg's own statements are gone with ours
 
-    def _settle(self, link: Link, error: BaseException) -> None:
+    def _settle(self, connection: Connection, error: BaseException) -> None:
         """Leave a connection as it was found; one that was torn out of its work is not used again."""
         is_read_only = isinstance(error, Error) and error.sqlstate == "25006"
         if isinstance(error, Error | SessionError | TypeError | ValueError) and not is_read_only:
             with suppress(Error, TimeoutError):
-                self._roll_back(link)
-        if is_read_only or link.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            link.close()
+                self._roll_back(connection)
+        if is_read_only or connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            connection.close()
             self._doubted = seconds()
 
-    def _roll_back(self, link: Link) -> None:
-        if link.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
-            link.run(_ROLLBACK)
+    def _roll_back(self, connection: Connection) -> None:
+        if connection.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+            connection.run(_ROLLBACK)
 
     def _leave_to_parent(self) -> None:
         """Take a pool of this process's own; what was inherited through a fork is kept, and never touched."""
         _INHERITED.append((self._pool, self._idle))
         self._pool._closed = True  # noqa: SLF001 - or its finalizer would wait for threads of the parent
         self._pool, self._owns_pool = _like(self._pool), True
-        self._idle, self._waiting, self._links = [], [], WeakKeyDictionary()
+        self._idle, self._waiting, self._connections = [], [], WeakKeyDictionary()
 
     def _ours(self, error: BaseException) -> SessionError:
         if not isinstance(error, Error):
@@ -317,7 +320,7 @@ class PostgresServer:
 
 _ROLLBACK: Final = Statement("ROLLBACK", is_prepared=False)
 _DEALLOCATE: Final = Statement("DEALLOCATE ALL", is_prepared=False)
-_INHERITED: Final[list[tuple[Pool, list[Link]]]] = []
+_INHERITED: Final[list[tuple[Pool, list[Connection]]]] = []
 """Pools of a parent process, kept so that nothing closes their connections here."""
 
 
@@ -362,10 +365,10 @@ def completed(url: str, **settings: str) -> str:
     return conninfo.make_conninfo(url, **{name: value for name, value in settings.items() if name not in given})
 
 
-def connector(pool: Pool, listen_url: str | None) -> Callable[[], Connection[Any]]:
+def connector(pool: Pool, listen_url: str | None) -> Callable[[], psycopg.Connection[Any]]:
     """Return what opens a connection to the server itself, as the pool does, or by a URL of its own."""
 
-    def connect() -> Connection[Any]:
+    def connect() -> psycopg.Connection[Any]:
         options: dict[str, Any] = {}
         address = listen_url
         if address is None:
@@ -373,8 +376,8 @@ def connector(pool: Pool, listen_url: str | None) -> Callable[[], Connection[Any
             options.update((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
         options["autocommit"] = True
         # An application's class may be what knows the password.
-        connection: Connection[Any] = pool.connection_class.connect(address, **options)
-        return connection
+        driver: psycopg.Connection[Any] = pool.connection_class.connect(address, **options)
+        return driver
 
     return connect
 

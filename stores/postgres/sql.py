@@ -6,7 +6,7 @@ statement that changes a row answers in its second column.
 
 from typing import Final
 
-from .link import Statement
+from .connection import Statement
 from .rows import COLUMNS
 
 __all__ = ["EDITS", "Statements"]

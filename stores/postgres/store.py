@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Final, Self
 
 import orjson
-from psycopg import Connection
+import psycopg
 
 from ...clock import FOREVER, Duration, milliseconds
 from ...errors import NotImplementedByStore, SessionError, StoreError, StoreUnavailable, UsageError
@@ -23,7 +23,7 @@ from ...records import Changes, Json, Page, Record, Version, check_size, gone, n
 from ..announcing import Announcing, OnChange, Stop, both
 from ..protocol import PAGE, SWEEP_MARGIN_MS, Write
 from .apply import YES, PostgresRows, is_watched
-from .link import FAILURES, Link, Result, Statement, seconds
+from .connection import FAILURES, Connection, Result, Statement, seconds
 from .rows import (
     Values,
     bigint,
@@ -79,7 +79,7 @@ class PostgresStore(PostgresRows, Announcing):
         if not (handle.isalnum() or is_text(handle)):
             self._check_open()
             return None
-        result = self._do(Link.run, self._statements.load, (handle.encode(),))
+        result = self._do(Connection.run, self._statements.load, (handle.encode(),))
         record = record_of(result, 0, handle) if result.ntuples else None
         if record is None:
             return None
@@ -98,7 +98,7 @@ class PostgresStore(PostgresRows, Announcing):
             chunk = [handle.encode() for handle in wanted[start : start + BATCH]]
             size = 1 << (len(chunk) - 1).bit_length()  # few different statements, so that they stay prepared
             chunk += chunk[-1:] * (size - len(chunk))
-            result = self._do(Link.run, self._statements.load_many(size), chunk)
+            result = self._do(Connection.run, self._statements.load_many(size), chunk)
             for row in range(result.ntuples):
                 record = record_of(result, row)
                 if record is None:
@@ -168,7 +168,7 @@ class PostgresStore(PostgresRows, Announcing):
         name, asked = label_of(label), {written for written in map(label_of, values) if written is not None}
         if name is None or not asked:
             return 0
-        result = self._do(Link.run, self._statements.count, (name, texts(asked), bigint(self._now())))
+        result = self._do(Connection.run, self._statements.count, (name, texts(asked), bigint(self._now())))
         return int.from_bytes(result.get_value(0, 0) or b"")
 
     def relabel(self, label: str, old: str, new: str) -> int:
@@ -207,7 +207,7 @@ class PostgresStore(PostgresRows, Announcing):
     def sweep(self, limit: int = 1000) -> int:
         """Remove records that expired an hour ago or more, the earliest first, and watchers that are gone."""
         self._check_open()
-        self._do(Link.run, tidied(self._source))
+        self._do(Connection.run, tidied(self._source))
         horizon, removed = bigint(self._now() - SWEEP_MARGIN_MS), 0
         while removed < limit:
             size = min(BATCH, limit - removed)
@@ -226,7 +226,7 @@ class PostgresStore(PostgresRows, Announcing):
         self._check_open()
         horizon, removed, start = self._now() - milliseconds(older_than), 0, b""
         while removed < limit:
-            rows = _rows(self._do(Link.run, self._statements.page, (start, bigint(BATCH))))
+            rows = _rows(self._do(Connection.run, self._statements.page, (start, bigint(BATCH))))
             doomed = [row[0] for row in rows if int.from_bytes(row[1], signed=True) < horizon][: limit - removed]
             if doomed:
                 statement = self._statements.sweep_idle
@@ -272,11 +272,11 @@ class PostgresStore(PostgresRows, Announcing):
         if self._feed is not None:
             self._feed.leave_to_parent()
 
-    def _connection(self) -> Connection[Any]:
+    def _taken_driver(self) -> psycopg.Connection[Any]:
         if self._is_child and self._feed is not None:
             self._is_child = False
             self._feed.begin_process()
-        return super()._connection()
+        return super()._taken_driver()
 
     # -- what verbs do on a connection -----------------------------------------------------
 
@@ -296,22 +296,22 @@ class PostgresStore(PostgresRows, Announcing):
         except (SessionError, TypeError, ValueError) as error:
             return error
 
-    def _create(self, link: Link, record: Record) -> None:
+    def _create(self, connection: Connection, record: Record) -> None:
         names, values = self._indexed(record.label)
         row = (*row_of(record), bigint(self._now()), texts(names), texts(values), self._locks(names, values))
-        result = self._write(link, self._statements.create, row, record.handle.encode())
+        result = self._write(connection, self._statements.create, row, record.handle.encode())
         if result.get_value(0, 0) != YES:
             raise taken()
 
-    def _revoke(self, link: Link, handle: bytes) -> bytes | None:
-        return self._write(link, self._statements.revoke, (handle,), handle).get_value(0, 0)
+    def _revoke(self, connection: Connection, handle: bytes) -> bytes | None:
+        return self._write(connection, self._statements.revoke, (handle,), handle).get_value(0, 0)
 
-    def _removed(self, link: Link, statement: Statement, values: Values) -> list[str]:
+    def _removed(self, connection: Connection, statement: Statement, values: Values) -> list[str]:
         """Return the handles of what a statement removed."""
-        result = link.run(statement, values)
+        result = connection.run(statement, values)
         handles = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
         if is_watched(result):
-            self._tell(link, handles)
+            self._tell(connection, handles)
         return [handle.decode() for handle in handles]
 
     def _batch(self, statement: Statement, values: Values) -> tuple[bytes | None, list[list[Any]]]:
@@ -324,18 +324,20 @@ class PostgresStore(PostgresRows, Announcing):
             self.announce_all(told)
         return start, rows
 
-    def _batched(self, link: Link, statement: Statement, values: Values) -> tuple[bytes | None, list[list[Any]]]:
-        result = link.run(statement, values)
+    def _batched(
+        self, connection: Connection, statement: Statement, values: Values
+    ) -> tuple[bytes | None, list[list[Any]]]:
+        result = connection.run(statement, values)
         rows = [row for row in _rows(result) if row[2] is not None]
         if rows and is_watched(result):
-            self._tell(link, [row[2] for row in rows])
+            self._tell(connection, [row[2] for row in rows])
         return result.get_value(0, 0), rows
 
     def _page(self, statement: Statement, key: tuple[bytes | None, ...], start: bytes, limit: int) -> Page:
         page: list[Record] = []
         while True:
             asked = max(1, min(BATCH, limit - len(page) + 1))
-            result = self._do(Link.run, statement, (*key, start, bigint(self._now()), bigint(asked)))
+            result = self._do(Connection.run, statement, (*key, start, bigint(self._now()), bigint(asked)))
             for row in range(result.ntuples):
                 if len(page) >= limit:
                     return Page(page, _cursor(start, is_number=bool(key)))

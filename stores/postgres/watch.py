@@ -21,11 +21,12 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import ref
 
-from psycopg import Connection, OperationalError
+import psycopg
+from psycopg import OperationalError
 
 from ..announcing import Announcing, OnChange, Stop
 from ..log import logger
-from .link import FAILURES, Link, Statement
+from .connection import FAILURES, Connection, Statement
 from .rows import bigint
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ POOLED: Final = (
 class Source(NamedTuple):
     """Where to listen, and what for."""
 
-    connect: Callable[[], Connection[Any]]
+    connect: Callable[[], psycopg.Connection[Any]]
     schema: str
     channel: str
     timeout: float
@@ -77,14 +78,14 @@ class Ear:
     def __init__(self, source: Source) -> None:
         """Be heard of by all who write from now on; raise psycopg's errors, and TimeoutError."""
         self._source = source
-        self._link = Link(source.connect(), source.timeout, prepared=False)
+        self._connection = Connection(source.connect(), source.timeout, prepared=False)
         try:
             [process] = self._ask("SELECT pg_backend_pid()")
-            self.is_pooled = int.from_bytes(process) != self._link.pgconn.backend_pid
+            self.is_pooled = int.from_bytes(process) != self._connection.pgconn.backend_pid
             """Whether something in between has given the connection a number of its own, as poolers do."""
             self._number = self._numbered()
             self._ask("LISTEN {channel}")
-            self._link.run(tidied(source))  # before our own row: nothing hinders who holds its lock
+            self._connection.run(tidied(source))  # before our own row: nothing hinders who holds its lock
             self._ask("INSERT INTO {s}.watchers VALUES ($1)", "bigint", bigint(self._number))
             self._await_writers()
         except BaseException:
@@ -94,8 +95,8 @@ class Ear:
     def news(self, seconds: float) -> list[str | None]:
         """Return the handles of what was changed, waiting so long for the first; raise if the connection is lost."""
         told = self._told()
-        if not told and self._link.wait(seconds):
-            self._link.pgconn.consume_input()
+        if not told and self._connection.wait(seconds):
+            self._connection.pgconn.consume_input()
             told = self._told()
         return told
 
@@ -113,7 +114,7 @@ class Ear:
     def close(self) -> None:
         """Hang up."""
         with suppress(*FAILURES):
-            self._link.connection.close()
+            self._connection.driver.close()
 
     def _numbered(self) -> int:
         """Return a number of our own, with its lock."""
@@ -124,7 +125,7 @@ class Ear:
 
     def _told(self) -> list[str | None]:
         told: dict[str | None, None] = {}
-        while notice := self._link.pgconn.notifies():
+        while notice := self._connection.pgconn.notifies():
             told[notice.extra.decode() or None] = None
         return list(told)
 
@@ -147,7 +148,7 @@ class Ear:
             Event().wait(0.01)
 
     def _ask(self, sql: str, types: str = "", *values: bytes, is_found: bool = False) -> Any:
-        result = self._link.run(self._source.statement(sql, types), values)
+        result = self._connection.run(self._source.statement(sql, types), values)
         if is_found:
             return result.ntuples > 0
         return [result.get_value(row, 0) for row in range(result.ntuples) if result.nfields]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ...errors import StoreError
 from .keys import RedisKeys, bytes_of, text_of
-from .link import BATCH
+from .pool import BATCH
 from .record import absolute_of, digest_of
 from .scripts import FORGET, NUMBER, PEND
 
@@ -52,7 +52,7 @@ class RedisApart(RedisKeys):
 
         ``until`` is the last deadline of these records, None if it must be looked for.
         """
-        return _Entering(self, handles, list(pairs), until) if self._link.is_apart else _INLINE
+        return _Entering(self, handles, list(pairs), until) if self._pool.is_apart else _INLINE
 
     def _settle(self, key: bytes, label: str, value: str) -> None:
         """Give numbers to entries to come whose records are live, and take away those of writers that died."""
@@ -64,7 +64,7 @@ class RedisApart(RedisKeys):
                 has_label = record is not None and record.label.get(label) == value
                 left = record.absolute - now if record is not None and has_label else b""
                 flat += (bytes_of(handle), member, left)
-            self._link.run(NUMBER, key, -1, AGE, *flat)
+            self._pool.run(NUMBER, key, -1, AGE, *flat)
 
     def _under_way(self, key: bytes) -> Iterator[list[bytes]]:
         """Yield the entries to come of an index, a batch at a time.
@@ -73,7 +73,7 @@ class RedisApart(RedisKeys):
         """
         seen, since, size = set[bytes](), b"-inf", BATCH
         while True:
-            words = self._link.read(b"ZRANGEBYSCORE", key, since, b"(0", b"WITHSCORES", b"LIMIT", 0, size) or []
+            words = self._pool.read(b"ZRANGEBYSCORE", key, since, b"(0", b"WITHSCORES", b"LIMIT", 0, size) or []
             members = [member for member in words[::2] if member not in seen]
             if members:
                 yield members
@@ -91,26 +91,26 @@ class RedisApart(RedisKeys):
         with suppress(StoreError):
             for pair in pairs:
                 key = self._index + digest_of(pair)
-                words: Iterator[bytes] = iter(self._link.read(b"ZRANDMEMBER", key, LOOKS, b"WITHSCORES") or ())
+                words: Iterator[bytes] = iter(self._pool.read(b"ZRANDMEMBER", key, LOOKS, b"WITHSCORES") or ())
                 entries = [each for each in zip(words, words, strict=True) if LAST not in each[0]]
-                there = self._link.read_many([(b"EXISTS", self._key(text_of(handle))) for handle, _ in entries])
+                there = self._pool.read_many([(b"EXISTS", self._key(text_of(handle))) for handle, _ in entries])
                 gone = [word for entry, is_there in zip(entries, there, strict=True) if not is_there for word in entry]
                 if gone:
-                    self._link.run(FORGET, key, *gone)
+                    self._pool.run(FORGET, key, *gone)
 
     def until(self, handles: Iterable[str]) -> int:
         """Return the last deadline of records, as far as these are there."""
-        heads = self._link.read_many([(b"HGET", self._key(handle), b"h") for handle in handles])
+        heads = self._pool.read_many([(b"HGET", self._key(handle), b"h") for handle in handles])
         return max(map(absolute_of, heads), default=0)
 
     def number(self, pair: bytes, since: int, flat: Sequence[Any]) -> None:
         """Give numbers in the index of a label, if that can be done now; whoever reads it does it otherwise."""
         with suppress(StoreError):
-            self._link.run(NUMBER, self._index + digest_of(pair), since, 0, *flat)
+            self._pool.run(NUMBER, self._index + digest_of(pair), since, 0, *flat)
 
     def pend(self, pair: bytes, until: int, members: Sequence[bytes]) -> int:
         """Write entries to come into an index that lives until then at least, and return the last number."""
-        return int(float(self._link.run(PEND, self._index + digest_of(pair), until - self._now(), *members)))
+        return int(float(self._pool.run(PEND, self._index + digest_of(pair), until - self._now(), *members)))
 
 
 class _Entering:

@@ -14,7 +14,7 @@ from ...records import Changes, Page, Record
 from ..protocol import PAGE
 from .apart import LAST, RedisApart
 from .keys import bytes_of, text_of
-from .link import BATCH
+from .pool import BATCH
 from .record import arguments_of, digest_of, ends_of, pair_of
 from .scripts import ANYWAY, APPLY, FORGET, REVOKE
 
@@ -59,12 +59,12 @@ class RedisIndex(RedisApart):
 
     def count(self, label: str, *values: str) -> int:
         """Return how many live records have the label with any of these values."""
-        self._link.check_open()
+        self._pool.check_open()
         counted = set[str]()
         for value in dict.fromkeys(values):
             for entries in self._entries(label, value, 0):
                 pair, now = pair_of(label, value), self._now()
-                answers = self._link.read_many([(b"HMGET", self._key(each.handle), b"h", b"l") for each in entries])
+                answers = self._pool.read_many([(b"HMGET", self._key(each.handle), b"h", b"l") for each in entries])
                 for entry, (head, labels) in zip(entries, [answer or _NOTHING for answer in answers], strict=True):
                     if labels is not None and pair in labels.split(b"\n") and now < ends_of(head):
                         counted.add(entry.handle)
@@ -72,7 +72,7 @@ class RedisIndex(RedisApart):
 
     def relabel(self, label: str, old: str, new: str) -> int:
         """Give every live record of the old value the new one, a batch at a time."""
-        self._link.check_open()
+        self._pool.check_open()
         moved, page = 0, Page([], "0")
         while page.after is not None:
             page = self.find(label, old, page.after, BATCH)
@@ -88,13 +88,13 @@ class RedisIndex(RedisApart):
         Where replicas are asked, something is written in any case: what they did not confirm in time the last time may
         have left nothing to revoke.
         """
-        self._link.check_open()
+        self._pool.check_open()
         live, has_written = 0, False
         for entries in self._entries(label, value, 0):
             pair = pair_of(label, value)
             try:
                 calls = [(self._key(each.handle), self._inline, pair, *self._anyway) for each in entries]
-                answers = self._link.run_many(REVOKE, calls, self._replicas)
+                answers = self._pool.run_many(REVOKE, calls, self._replicas)
             finally:
                 self.announce_all(entry.handle for entry in entries)
             now = self._now()
@@ -102,7 +102,7 @@ class RedisIndex(RedisApart):
             has_written = has_written or any(answer is not None for answer in answers)
             gone = [entry for entry, answer in zip(entries, answers, strict=True) if not (answer and answer[0])]
             self._forget(label, value, gone)
-        if self._replicas and (self._link.is_apart or not has_written):
+        if self._replicas and (self._pool.is_apart or not has_written):
             self.confirm()  # what was written says nothing of other nodes
         return live
 
@@ -110,8 +110,8 @@ class RedisIndex(RedisApart):
         """Have replicas confirm what was written before, on every primary; without ``wait_replicas`` do nothing."""
         if not self._replicas:
             return
-        names = self._link.spread(self._index + ANYWAY)
-        self._link.run_many(REVOKE, [(name, self._inline, b"", ANYWAY) for name in names], self._replicas)
+        names = self._pool.spread(self._index + ANYWAY)
+        self._pool.run_many(REVOKE, [(name, self._inline, b"", ANYWAY) for name in names], self._replicas)
 
     # -- within ----------------------------------------------------------------------------
 
@@ -122,14 +122,14 @@ class RedisIndex(RedisApart):
         try:
             key = self._index + digest_of(pair_of(label, value))
         except TypeError:  # half a surrogate pair, which no label can have
-            self._link.check_open()
+            self._pool.check_open()
             return
-        if self._link.is_apart:
+        if self._pool.is_apart:
             self._settle(key, label, value)
         while True:
             asked = max(1, min(BATCH, size()))
             # One more than is asked for, since one may be the last number.
-            answer = self._link.read(
+            answer = self._pool.read(
                 b"ZRANGEBYSCORE", key, b"(%d" % last, b"+inf", b"WITHSCORES", b"LIMIT", 0, asked + 1
             )
             entries = [Entry(text_of(name), number) for name, number in _numbered(answer) if name != LAST][:asked]
@@ -143,14 +143,14 @@ class RedisIndex(RedisApart):
         """Take entries out of an index, unless they were entered anew since."""
         if entries:
             flat = [word for handle, number in entries for word in (bytes_of(handle), number)]
-            self._link.run(FORGET, self._index + digest_of(pair_of(label, value)), *flat)
+            self._pool.run(FORGET, self._index + digest_of(pair_of(label, value)), *flat)
 
     def _relabel(self, records: Sequence[Record], label: str, old: str, new: str) -> int:
         """Relabel one batch in one send, and then one by one what was changed meanwhile."""
         calls = [self._relabelling(record, label, old, new) for record in records]
         until = max((record.absolute for record in records), default=0)
         with self._entering([record.handle for record in records], [pair_of(label, new)], until) as entered:
-            answers = self._link.run_many(APPLY, calls)
+            answers = self._pool.run_many(APPLY, calls)
             for record, answer in zip(records, answers, strict=True):
                 if answer.__class__ is list:
                     entered(record.handle, answer)
@@ -165,7 +165,7 @@ class RedisIndex(RedisApart):
             if not records or records[0].label.get(label) != old:
                 return False
             with self._entering([handle], [pair_of(label, new)], records[0].absolute) as entered:
-                answer = self._link.run(APPLY, *self._relabelling(records[0], label, old, new))
+                answer = self._pool.run(APPLY, *self._relabelling(records[0], label, old, new))
                 if answer.__class__ is list:
                     entered(handle, answer)
                     return True

@@ -7,7 +7,7 @@ from ...clock import Clock
 from ...errors import StoreError
 from ...records import Record
 from ..announcing import Announcing
-from .link import Link
+from .pool import Pool
 from .record import record_of
 from .scripts import REMOVE
 
@@ -19,16 +19,16 @@ class RedisKeys(Announcing):
 
     clock: Clock
 
-    def __init__(self, link: Link, prefix: str, clock: Clock) -> None:
+    def __init__(self, pool: Pool, prefix: str, clock: Clock) -> None:
         """Use this prefix, which may hold any characters."""
         super().__init__()
         self.clock = clock
         self._now = clock.now
-        self._link = link
+        self._pool = pool
         self._before = prefix.encode("utf-8", "surrogatepass") + b":{"
         self._index = prefix.encode("utf-8", "surrogatepass") + b":i:"
         self._due = self._index + b"due"
-        self._inline = b"" if link.is_apart else self._index
+        self._inline = b"" if pool.is_apart else self._index
         """What scripts are told of the indexes: nothing, if these lie elsewhere."""
         self._swept_to = ""
 
@@ -44,7 +44,7 @@ class RedisKeys(Announcing):
     def _records(self, handles: Iterable[str]) -> dict[str, tuple[Record, bytes]]:
         """Return records and their heads by handle, in one send: all that are there, expired or not."""
         wanted = list(dict.fromkeys(handles))
-        answers = self._link.read_many([(b"HGETALL", self._key(handle)) for handle in wanted])
+        answers = self._pool.read_many([(b"HGETALL", self._key(handle)) for handle in wanted])
         found = dict[str, tuple[Record, bytes]]()
         for handle, answer in zip(wanted, answers, strict=True):
             if answer and (record := record_of(handle, answer)) is not None:
@@ -59,7 +59,7 @@ class RedisKeys(Announcing):
     def _remove_expired(self, heads: Mapping[str, bytes]) -> None:
         """Remove what was found expired, unless it was prolonged since, if that can be done at all."""
         with suppress(StoreError):
-            self._link.run_many(REMOVE, [(self._key(handle), self._inline, head) for handle, head in heads.items()])
+            self._pool.run_many(REMOVE, [(self._key(handle), self._inline, head) for handle, head in heads.items()])
         self.announce_all(heads)
 
 

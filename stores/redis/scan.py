@@ -12,7 +12,7 @@ from ...clock import Duration, milliseconds
 from ...records import FORM, Page, Record
 from ..protocol import PAGE, SWEEP_MARGIN_MS
 from .keys import RedisKeys, handles_in, text_of
-from .link import BATCH
+from .pool import BATCH
 from .record import ends_of, seen_of
 from .scripts import REAP, SWEEP
 
@@ -37,7 +37,7 @@ class RedisScan(RedisKeys):
 
     def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records from behind ``after`` on, in the server's order."""
-        self._link.check_open()
+        self._pool.check_open()
         page: list[Record] = []
         cursor, waiting = _place_of(after)
         while True:
@@ -57,13 +57,13 @@ class RedisScan(RedisKeys):
         of deadlines lies beside every record, all is gone through: a hundred thousand records in one call at most, and
         the next one goes on behind them.
         """
-        self._link.check_open()
+        self._pool.check_open()
         before = self._now() - SWEEP_MARGIN_MS + 1
-        return self._sweep(b"ends", before, limit, MOST) if self._link.is_apart else self._sweep_due(before, limit)
+        return self._sweep(b"ends", before, limit, MOST) if self._pool.is_apart else self._sweep_due(before, limit)
 
     def sweep_idle(self, older_than: Duration, limit: int = 1000) -> int:
         """Remove records that were last seen longer ago than this many seconds: this goes through all."""
-        self._link.check_open()
+        self._pool.check_open()
         horizon = self._now() - milliseconds(older_than)
         return self._sweep(b"seen", horizon, limit, None)
 
@@ -74,7 +74,7 @@ class RedisScan(RedisKeys):
         removed, found, asked = 0, 0, 0
         while removed < limit and found == asked:
             asked = min(STEP, limit - removed)
-            found, over = self._link.run(SWEEP, self._due, self._index, before, asked)
+            found, over = self._pool.run(SWEEP, self._due, self._index, before, asked)
             self.announce_all(map(text_of, over))
             removed += len(over)
         return removed
@@ -92,7 +92,7 @@ class RedisScan(RedisKeys):
             chosen = doomed[: limit - removed]
             try:
                 calls = [(self._key(handle), self._inline, which, before) for handle in chosen]
-                answers = self._link.run_many(REAP, calls)
+                answers = self._pool.run_many(REAP, calls)
             finally:
                 self.announce_all(chosen)
             removed += sum(answer is not None for answer in answers)
@@ -108,7 +108,7 @@ class RedisScan(RedisKeys):
 
     def _over(self, which: bytes, before: int, handles: list[str]) -> list[str]:
         """Return which of these end, or were seen, before a time; what a newer release wrote it sweeps itself."""
-        heads = self._link.read_many([(b"HGET", self._key(handle), b"h") for handle in handles])
+        heads = self._pool.read_many([(b"HGET", self._key(handle), b"h") for handle in handles])
         told = ends_of if which == b"ends" else seen_of
         return [
             handle
@@ -118,7 +118,7 @@ class RedisScan(RedisKeys):
 
     def _scanned(self, cursor: str, size: int) -> tuple[str | None, list[str]]:
         """Return where the next batch begins, None if this was the last, and the handles of one batch."""
-        following, keys = self._link.scan(cursor, self._pattern(), size)
+        following, keys = self._pool.scan(cursor, self._pattern(), size)
         return following, handles_in(dict.fromkeys(keys), self._before)
 
 

@@ -23,7 +23,7 @@ from ...records import LARGEST, Changes, Record, Version, changed, check_size, g
 from ..announcing import OnChange, Stop, both
 from ..protocol import Write
 from .index import RedisIndex
-from .link import Link
+from .pool import Pool
 from .record import arguments_of, difference, ends_of, hash_of, name_of, pair_of, partial_record_of, record_of
 from .scan import RedisScan
 from .scripts import ANYWAY, APPLY, CREATE, GONE, REVOKE, SWAP
@@ -63,7 +63,7 @@ class RedisStore(RedisIndex, RedisScan):
             raise ConfigError(f"wait_replicas is a number of replicas, not {wait_replicas!r}: pass for example 1.")
         if not isinstance(prefix, str) or not prefix:
             raise ConfigError(f"The prefix of a RedisStore is a text, not {prefix!r}: pass for example 'sessiontree'.")
-        super().__init__(_linked(client, _seconds(timeout)), prefix, clock or SystemClock())
+        super().__init__(_pool_of(client, _seconds(timeout)), prefix, clock or SystemClock())
         self.largest = largest
         self._replicas = wait_replicas
         self._anyway = (ANYWAY,) if wait_replicas else ()
@@ -84,11 +84,11 @@ class RedisStore(RedisIndex, RedisScan):
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
         """Return the live record or None."""
         if keys is None:
-            answer = self._link.read(b"HGETALL", self._key(handle))
+            answer = self._pool.read(b"HGETALL", self._key(handle))
             found = record_of(handle, answer) if answer else None
         else:
             names = [name for name in map(_name_or_nothing, dict.fromkeys(keys)) if name]
-            answer = self._link.read(b"HMGET", self._key(handle), b"h", b"t", b"l", *names)
+            answer = self._pool.read(b"HMGET", self._key(handle), b"h", b"t", b"l", *names)
             found = None if answer is None else partial_record_of(handle, names, answer)
         if found is None:
             return None
@@ -117,7 +117,7 @@ class RedisStore(RedisIndex, RedisScan):
             with self._entering(
                 [record.handle], new.labels.split(b"\n") if new.labels else (), record.absolute
             ) as entered:
-                answer = self._link.run(CREATE, key, *arguments)
+                answer = self._pool.run(CREATE, key, *arguments)
                 if answer is not None:
                     entered(record.handle, (1, b"", new.labels, record.absolute - now))
         finally:
@@ -133,7 +133,7 @@ class RedisStore(RedisIndex, RedisScan):
             if arguments is None:
                 return self._apply_slowly(handle, proof, changes)
             if changes.proof is None and not changes.labels:
-                answer = self._link.run(APPLY, self._key(handle), self._inline, *arguments)
+                answer = self._pool.run(APPLY, self._key(handle), self._inline, *arguments)
             else:
                 answer = self._applied(handle, changes, arguments)
             return self._told(answer, handle, proof, changes)
@@ -152,7 +152,7 @@ class RedisStore(RedisIndex, RedisScan):
             return [_outcome(self.apply, *write) for write in writes]
         calls = [(self._key(each), self._inline, *(more or ())) for each, more in zip(handles, asked, strict=True)]
         try:
-            answers = self._link.try_many(APPLY, calls)
+            answers = self._pool.try_many(APPLY, calls)
             return [
                 answer if isinstance(answer, StoreUnavailable) else _outcome(self._told, answer, *write)
                 for answer, write in zip(answers, writes, strict=True)
@@ -177,18 +177,18 @@ class RedisStore(RedisIndex, RedisScan):
         ``on_change(None)``, when it is lost and when it is back. A forked process gets a thread when it first uses the
         store, and then ``on_change(None)`` comes first.
         """
-        self._link.check_open()
-        if self._link.is_apart:
+        self._pool.check_open()
+        if self._pool.is_apart:
             raise NotImplementedByStore("A RedisStore on a cluster has no feed: caches are right after max_staleness.")
-        feed = Feed(self, self._client.connection_pool, self._link.name, self._before)
+        feed = Feed(self, self._client.connection_pool, self._pool.name, self._before)
         feed = self.__dict__.setdefault("_feed", feed)  # in one step: two threads get one feed
-        self._link.at_begin = feed.begin_process
+        self._pool.at_begin = feed.begin_process
         stop_others = feed.watch(on_change)
         return both(self.listen(on_change), stop_others)
 
     def close(self) -> None:
         """Close every connection, those in use with the verb that uses them, and tell who watches that it is over."""
-        self._link.close()
+        self._pool.close()
         if self._feed is not None:
             self._feed.end()
         self._listeners.clear()
@@ -197,14 +197,14 @@ class RedisStore(RedisIndex, RedisScan):
 
     def _found(self, handle: str) -> tuple[Record, bytes] | None:
         """Return the record and its head, expired or not."""
-        answer = self._link.read(b"HGETALL", self._key(handle))
+        answer = self._pool.read(b"HGETALL", self._key(handle))
         return record_of(handle, answer) if answer else None
 
     def _applied(self, handle: str, changes: Changes, arguments: Sequence[Any]) -> Any:
         """Return the script's answer to what is more than data: labels, which are entered, and a new proof."""
         call = (self._key(handle), self._inline, *arguments)
         with self._entering([handle], _pairs_of(changes), None) as entered:
-            [answer] = self._link.run_many(APPLY, [call], self._replicas if changes.proof is not None else 0)
+            [answer] = self._pool.run_many(APPLY, [call], self._replicas if changes.proof is not None else 0)
             if answer.__class__ is list:
                 entered(handle, answer)
         return answer
@@ -242,7 +242,7 @@ class RedisStore(RedisIndex, RedisScan):
         replicas = self._replicas if after.proof is not record.proof else 0
         given = [pair for pair in new.labels.split(b"\n") if pair and pair not in old.labels.split(b"\n")]
         with self._entering([record.handle], given, record.absolute) as entered:
-            [answer] = self._link.run_many(SWAP, [call], replicas)
+            [answer] = self._pool.run_many(SWAP, [call], replicas)
             if answer:
                 entered(record.handle, (1, old.labels, new.labels, record.absolute - now))
         return bool(answer)
@@ -251,26 +251,26 @@ class RedisStore(RedisIndex, RedisScan):
         """Return head and labels of a record that is gone now, None if there was none."""
         call = (self._key(handle), self._inline, b"", *self._anyway)
         if not self._replicas:
-            return self._link.run(REVOKE, *call)
-        [answer] = self._link.run_many(REVOKE, [call], self._replicas)
-        if self._link.is_apart and not answer[0]:
+            return self._pool.run(REVOKE, *call)
+        [answer] = self._pool.run_many(REVOKE, [call], self._replicas)
+        if self._pool.is_apart and not answer[0]:
             self.confirm()
         return answer
 
 
-def _linked(client: Any, timeout: float) -> Link:
-    """Return the link to a client's server, or to its cluster; raise ConfigError for what is neither."""
+def _pool_of(client: Any, timeout: float) -> Pool:
+    """Return a pool of connections to a client's server, or to its cluster; raise ConfigError for what is neither."""
     if isinstance(client, RedisCluster):
-        from .cluster import ClusterLink  # noqa: PLC0415 - for those alone who have one
+        from .cluster import ClusterPool  # noqa: PLC0415 - for those alone who have one
 
-        return ClusterLink(client, timeout)
+        return ClusterPool(client, timeout)
     if not isinstance(client, Redis):
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
         raise ConfigError(
             f"A RedisStore takes a redis.Redis or a redis.cluster.RedisCluster, not {kind}: pass one of these, "
             "or take RedisStore.from_url(url)."
         )
-    return Link(client.connection_pool, timeout)
+    return Pool(client.connection_pool, timeout)
 
 
 def _seconds(timeout: Duration) -> float:

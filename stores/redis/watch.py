@@ -18,8 +18,9 @@ from redis.exceptions import RedisError
 
 from ..announcing import Announcing, OnChange, Stop
 from ..log import logger
+from .connection import made_driver
 from .keys import handles_in
-from .link import made_connection, ours
+from .pool import ours
 
 __all__ = ["LONGEST", "PATIENCE", "Feed"]
 
@@ -155,7 +156,7 @@ class Feed(Announcing):
 
     def _connected(self) -> Any:
         """Return a connection that is told of changes from now on; raise what redis-py raises."""
-        connection = made_connection(self._pool, PATIENCE)
+        connection = made_driver(self._pool, PATIENCE)
         try:
             connection.connect()
             own = _asked(connection, "CLIENT", "ID")

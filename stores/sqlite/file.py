@@ -7,19 +7,20 @@ that runs within a verb, such as a clock or a signal's handler, gets a connectio
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from os import getpid
 from threading import Event
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 from urllib.parse import quote
 from weakref import WeakSet
 
 from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
 from ...records import LARGEST, closed
+from .connection import Connection, connected, every_row
 
-__all__ = ["APPLICATION", "STEPS", "Engine", "SqliteFile", "connected", "every_row"]
+__all__ = ["APPLICATION", "STEPS", "SqliteFile"]
 
 APPLICATION: Final = int.from_bytes(b"sTre")
 """What the file's header says whose it is."""
@@ -61,19 +62,6 @@ _DAMAGE: Final = {
 }
 
 
-class Engine:
-    """One connection, with what is prepared for it."""
-
-    __slots__ = ("connection", "cursor", "last")
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        """Have seen nothing yet."""
-        self.connection = connection
-        self.cursor = connection.cursor()
-        self.last = ("", b"")
-        """The handle and the packed record that this connection read or wrote last: only ever compared."""
-
-
 class SqliteFile:
     """A database file, which is made, readable by its owner alone, if there is none."""
 
@@ -97,7 +85,7 @@ class SqliteFile:
         self.path = _admitted(path)
         self._uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
         self._now = self.clock.now
-        self._idle: list[Engine] = []
+        self._idle: list[Connection] = []
         self._pid = getpid()
         self._closed = False
         try:
@@ -114,54 +102,54 @@ class SqliteFile:
 
     # -- connections -----------------------------------------------------------------------
 
-    def _do(self, verb: Callable[[Engine, *_Ts], _T], *arguments: *_Ts) -> _T:
+    def _do(self, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts) -> _T:
         """Return what the verb returns, with a connection of its own; here alone SQLite's errors become ours."""
         if self._pid != getpid():
             self._leave_to_parent()
         try:
-            engine = self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            engine = self._open()
+            connection = self._open()
         try:
-            result = verb(engine, *arguments)
+            result = verb(connection, *arguments)
         except BaseException as error:
-            self._settle(engine, error)
+            self._settle(connection, error)
             if isinstance(error, sqlite3.Error):
                 raise self._ours(error) from error
             raise
-        self._idle.append(engine)
+        self._idle.append(connection)
         if self._closed:
             self._drain()
         return result
 
-    def _open(self) -> Engine:
+    def _open(self) -> Connection:
         self._check_open()
         try:
             return connected(self._uri, self._timeout)
         except sqlite3.Error as error:
             raise self._ours(error) from error
 
-    def _settle(self, engine: Engine, error: BaseException) -> None:
+    def _settle(self, connection: Connection, error: BaseException) -> None:
         """Roll back. A connection that was torn out of its work, or cannot roll back, is not used again."""
-        engine.last = ("", b"")
+        connection.last = ("", b"")
         if isinstance(error, _ORDINARY):
             try:
-                if engine.connection.in_transaction:
-                    engine.connection.rollback()
-                engine.cursor.execute("PRAGMA synchronous=NORMAL")
+                if connection.driver.in_transaction:
+                    connection.driver.rollback()
+                connection.cursor.execute("PRAGMA synchronous=NORMAL")
             except sqlite3.Error:
-                _discard(engine)
+                connection.close()
             else:
-                self._idle.append(engine)
+                self._idle.append(connection)
         else:
-            _discard(engine)
+            connection.close()
         if self._closed:
             self._drain()
 
     def _drain(self) -> None:
         while self._idle:
             with suppress(IndexError):  # another thread took the last one
-                _discard(self._idle.pop())
+                self._idle.pop().close()
 
     def _leave_to_parent(self) -> None:
         """Drop what was inherited through a fork, without closing it."""
@@ -180,28 +168,28 @@ class SqliteFile:
         advice = _ADVICE.get(code, "refused a statement")
         return StoreUnavailable(f"The session store {self.path!r} {advice} ({error}).")
 
-    def _prepare(self, engine: Engine) -> None:
+    def _prepare(self, connection: Connection) -> None:
         """Bring the file to this release's schema."""
-        execute = engine.cursor.execute
+        execute = connection.cursor.execute
         execute("BEGIN")  # What is read about the file is read of one moment: others may be making it just now.
-        version = self._schema(engine)
+        version = self._schema(connection)
         execute("COMMIT")
         if version == len(STEPS):
             return
-        self._set_wal(engine)
+        self._set_wal(connection)
         execute("BEGIN IMMEDIATE")
-        for number in range(self._schema(engine), len(STEPS)):
+        for number in range(self._schema(connection), len(STEPS)):
             for statement in STEPS[number]:
                 execute(statement)
         execute(f"PRAGMA application_id={APPLICATION}")
         execute(f"PRAGMA user_version={len(STEPS)}")
         execute("COMMIT")
 
-    def _schema(self, engine: Engine) -> int:
+    def _schema(self, connection: Connection) -> int:
         """Return the file's schema version, 0 for an empty file; raise for what is not ours to change."""
-        ((application,),) = every_row(engine, "PRAGMA application_id", ())
-        ((version,),) = every_row(engine, "PRAGMA user_version", ())
-        ((tables,),) = every_row(engine, "SELECT count(*) FROM sqlite_master", ())
+        ((application,),) = every_row(connection, "PRAGMA application_id", ())
+        ((version,),) = every_row(connection, "PRAGMA user_version", ())
+        ((tables,),) = every_row(connection, "SELECT count(*) FROM sqlite_master", ())
         if application != APPLICATION:
             if application or version or tables:
                 raise ConfigError(f"{self.path!r} is a database of another application: choose another path.")
@@ -213,11 +201,11 @@ class SqliteFile:
             )
         return int(version)
 
-    def _set_wal(self, engine: Engine) -> None:
+    def _set_wal(self, connection: Connection) -> None:
         """Switch to the write-ahead log, which stays so in the file. SQLite does not wait here by itself."""
         for attempt in range(int(self._timeout * 100), -1, -1):
             try:
-                engine.cursor.execute("PRAGMA journal_mode=WAL").fetchall()
+                connection.cursor.execute("PRAGMA journal_mode=WAL").fetchall()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not attempt:
                     raise
@@ -228,31 +216,6 @@ class SqliteFile:
 
 _ORDINARY: Final = (sqlite3.Error, SessionError, ValueError, TypeError)
 """What a verb raises when every statement of it has ended."""
-
-
-def connected(uri: str, timeout: float) -> Engine:
-    """Return a new connection, which any thread may use; raise what sqlite3 raises."""
-    connection = sqlite3.connect(
-        uri, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=128, uri=True
-    )
-    try:
-        # No mmap_size: it saves a tenth of a read, and a file that shrinks kills the process then.
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA journal_size_limit=16777216")
-        return Engine(connection)
-    except BaseException:
-        connection.close()
-        raise
-
-
-def every_row(engine: Engine, sql: str, arguments: Sequence[Any]) -> list[Any]:
-    """Return every row of a statement."""
-    return engine.cursor.execute(sql, arguments).fetchall()
-
-
-def _discard(engine: Engine) -> None:
-    with suppress(sqlite3.Error):
-        engine.connection.close()
 
 
 def _admitted(path: str | os.PathLike[str]) -> str:
@@ -292,7 +255,7 @@ def _check_private(path: str) -> None:
 
 
 _FILES: Final[WeakSet[SqliteFile]] = WeakSet()
-_INHERITED: Final[list[list[Engine]]] = []
+_INHERITED: Final[list[list[Connection]]] = []
 """Connections of a parent process, kept so that nothing closes them here."""
 
 

@@ -31,7 +31,8 @@ from ...records import (
 )
 from ..announcing import Announcing, OnChange, Stop, both
 from ..protocol import PAGE, SWEEP_MARGIN_MS
-from .file import Engine, SqliteFile, every_row
+from .connection import Connection, every_row
+from .file import SqliteFile
 from .watch import Feed, renewed, tidied
 
 __all__ = ["SqliteStore"]
@@ -241,13 +242,13 @@ class SqliteStore(SqliteFile, Announcing):
             self._feed.end()
         self._listeners.clear()
 
-    def _prepare(self, engine: Engine) -> None:
-        super()._prepare(engine)
+    def _prepare(self, connection: Connection) -> None:
+        super()._prepare(connection)
         try:
-            tidied(engine)
+            tidied(connection)
         except sqlite3.Error:  # somebody else writes, or nobody may: there will be another time
-            if engine.connection.in_transaction:
-                engine.connection.rollback()
+            if connection.driver.in_transaction:
+                connection.driver.rollback()
 
     def _leave_to_parent(self) -> None:
         super()._leave_to_parent()
@@ -256,46 +257,46 @@ class SqliteStore(SqliteFile, Announcing):
 
     # -- what verbs do on a connection -----------------------------------------------------
 
-    def _load(self, engine: Engine, handle: str) -> bytes | None:
-        row = engine.cursor.execute(_LOAD, (handle,)).fetchone()
+    def _load(self, connection: Connection, handle: str) -> bytes | None:
+        row = connection.cursor.execute(_LOAD, (handle,)).fetchone()
         if row is None:
             return None
-        engine.last = handle, row[0]
+        connection.last = handle, row[0]
         return row[0]  # type: ignore[no-any-return]
 
-    def _swap(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version | None:
+    def _swap(self, connection: Connection, handle: str, proof: bytes, changes: Changes) -> Version | None:
         """Change the record in one statement, if it still is what this connection saw last; return None if it is not.
 
         What the change raises on a record that may be outdated does not count.
         """
-        if engine.last[0] != handle and self._load(engine, handle) is None:
+        if connection.last[0] != handle and self._load(connection, handle) is None:
             raise gone()
-        raw = engine.last[1]
+        raw = connection.last[1]
         now = self._now()
         try:
             if changes.is_data:
                 after, number, sums = changed_packed(raw, proof, changes, now, self.largest)
-                swapped = engine.cursor.execute(_SWAP, (after, handle, raw)).rowcount
+                swapped = connection.cursor.execute(_SWAP, (after, handle, raw)).rowcount
             else:
                 record, sums = changed(_readable(handle, raw), proof, changes, now, self.largest)
                 number, after = record.version, pack(record)
-                swapped = engine.cursor.execute(_SWAP_ALL, (record.ends, after, handle, raw)).rowcount
+                swapped = connection.cursor.execute(_SWAP_ALL, (record.ends, after, handle, raw)).rowcount
         except (SessionError, TypeError):
             return None
         if not swapped:
             return None
-        engine.last = handle, after
+        connection.last = handle, after
         return Version.of(number, sums)
 
-    def _apply(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version:
-        version = None if changes.labels else self._swap(engine, handle, proof, changes)
-        return self._apply_locked(engine, handle, proof, changes) if version is None else version
+    def _apply(self, connection: Connection, handle: str, proof: bytes, changes: Changes) -> Version:
+        version = None if changes.labels else self._swap(connection, handle, proof, changes)
+        return self._apply_locked(connection, handle, proof, changes) if version is None else version
 
-    def _apply_locked(self, engine: Engine, handle: str, proof: bytes, changes: Changes) -> Version:
+    def _apply_locked(self, connection: Connection, handle: str, proof: bytes, changes: Changes) -> Version:
         """Change the record while nobody else can."""
-        execute = engine.cursor.execute
+        execute = connection.cursor.execute
         execute("BEGIN IMMEDIATE")
-        raw, now = self._load(engine, handle), self._now()
+        raw, now = self._load(connection, handle), self._now()
         if raw is None:
             raise gone()
         old = _readable(handle, raw)
@@ -303,30 +304,32 @@ class SqliteStore(SqliteFile, Announcing):
             execute(_DELETE, (handle,))
             execute("COMMIT")
         record, sums = changed(old, proof, changes, now, self.largest)
-        _replace(engine, old, record)
+        _replace(connection, old, record)
         execute("COMMIT")
         return Version.of(record.version, sums)
 
-    def _create(self, engine: Engine, record: Record, row: tuple[str, int, bytes]) -> None:
-        cursor = engine.cursor
+    def _create(self, connection: Connection, record: Record, row: tuple[str, int, bytes]) -> None:
+        cursor = connection.cursor
         cursor.execute("BEGIN IMMEDIATE")
         cursor.execute(_DELETE_DEAD, (record.handle, self._now()))
-        if not _count(engine, _INSERT, row):
+        if not _count(connection, _INSERT, row):
             raise taken()
         cursor.executemany(_LABEL, [(name, value, record.handle) for name, value in record.label.items()])
         cursor.execute("COMMIT")
 
-    def _relabel(self, engine: Engine, label: str, old: str, new: str, start: int) -> tuple[list[str], int | None]:
+    def _relabel(
+        self, connection: Connection, label: str, old: str, new: str, start: int
+    ) -> tuple[list[str], int | None]:
         """Relabel one batch; return its handles and where the next one begins, None if this was the last."""
         changes, now, moved = Changes(labels={label: new}), self._now(), list[str]()
-        engine.cursor.execute("BEGIN IMMEDIATE")
-        rows = every_row(engine, _FIND, (label, old, start, now, BATCH))
+        connection.cursor.execute("BEGIN IMMEDIATE")
+        rows = every_row(connection, _FIND, (label, old, start, now, BATCH))
         for _, handle, raw in rows:
             record = unpack(handle, raw)
             if record is not None:
-                _replace(engine, record, changed(record, record.proof, changes, now, self.largest)[0])
+                _replace(connection, record, changed(record, record.proof, changes, now, self.largest)[0])
                 moved.append(handle)
-        engine.cursor.execute("COMMIT")
+        connection.cursor.execute("COMMIT")
         return moved, rows[-1][0] if len(rows) == BATCH else None
 
     def _page(self, sql: str, key: tuple[str, ...], start: Any, limit: int) -> Page:
@@ -350,42 +353,42 @@ class SqliteStore(SqliteFile, Announcing):
         self.announce_all((handle,))
 
 
-def _one(engine: Engine, sql: str, arguments: Sequence[Any]) -> Any:
-    return engine.cursor.execute(sql, arguments).fetchone()
+def _one(connection: Connection, sql: str, arguments: Sequence[Any]) -> Any:
+    return connection.cursor.execute(sql, arguments).fetchone()
 
 
-def _count(engine: Engine, sql: str, arguments: Sequence[Any]) -> int:
-    return engine.cursor.execute(sql, arguments).rowcount
+def _count(connection: Connection, sql: str, arguments: Sequence[Any]) -> int:
+    return connection.cursor.execute(sql, arguments).rowcount
 
 
-def _many(engine: Engine, sql: str, arguments: Iterable[Sequence[Any]]) -> int:
-    engine.cursor.execute("BEGIN IMMEDIATE")
-    count = engine.cursor.executemany(sql, arguments).rowcount
-    engine.cursor.execute("COMMIT")
+def _many(connection: Connection, sql: str, arguments: Iterable[Sequence[Any]]) -> int:
+    connection.cursor.execute("BEGIN IMMEDIATE")
+    count = connection.cursor.executemany(sql, arguments).rowcount
+    connection.cursor.execute("COMMIT")
     return count
 
 
-def _durably(engine: Engine, verb: Callable[[Engine, *_Ts], _T], *arguments: *_Ts) -> _T:
+def _durably(connection: Connection, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts) -> _T:
     """Run the verb so that it returns when the disk has what it wrote; after an error ``_settle`` goes on."""
-    engine.cursor.execute("PRAGMA synchronous=FULL")
-    result = verb(engine, *arguments)
-    engine.cursor.execute("PRAGMA synchronous=NORMAL")
+    connection.cursor.execute("PRAGMA synchronous=FULL")
+    result = verb(connection, *arguments)
+    connection.cursor.execute("PRAGMA synchronous=NORMAL")
     return result
 
 
-def _replace(engine: Engine, old: Record, record: Record) -> None:
+def _replace(connection: Connection, old: Record, record: Record) -> None:
     """Write the record in place of the old one, and what differs of its labels."""
     raw = pack(record)
-    engine.cursor.execute(_UPDATE, (record.ends, raw, record.handle))
-    engine.last = record.handle, raw
+    connection.cursor.execute(_UPDATE, (record.ends, raw, record.handle))
+    connection.last = record.handle, raw
     if old.labels == record.labels:
         return
     before, after = old.label, record.label
     for name in before.keys() | after.keys():
         if before.get(name) != after.get(name):
-            engine.cursor.execute(_UNLABEL, (record.handle, name))
+            connection.cursor.execute(_UNLABEL, (record.handle, name))
             if name in after:
-                engine.cursor.execute(_LABEL, (name, after[name], record.handle))
+                connection.cursor.execute(_LABEL, (name, after[name], record.handle))
 
 
 def _readable(handle: str, raw: bytes) -> Record:

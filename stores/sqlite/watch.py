@@ -29,7 +29,8 @@ from weakref import WeakSet, ref
 
 from ..announcing import Announcing, OnChange, Stop
 from ..log import logger
-from .file import Engine, SqliteFile, connected
+from .connection import Connection, connected
+from .file import SqliteFile
 
 __all__ = ["LEASE", "LONG", "LONGEST", "SHORT", "Bell", "Feed", "Place", "renewed", "tidied"]
 
@@ -90,12 +91,12 @@ class Place(NamedTuple):
     until: int
 
 
-def renewed(engine: Engine) -> Place:
+def renewed(connection: Connection) -> Place:
     """Renew the lease if half of it is over, and return where the next change will be behind.
 
     If there was none, so that changes may not have been written down, a row without a handle tells every reader.
     """
-    execute = engine.cursor.execute
+    execute = connection.cursor.execute
     execute("BEGIN IMMEDIATE")
     for statement in _OBJECTS:
         execute(statement)
@@ -111,9 +112,9 @@ def renewed(engine: Engine) -> Place:
     return Place(seq, until)
 
 
-def tidied(engine: Engine) -> None:
+def tidied(connection: Connection) -> None:
     """Take away the triggers if there is no lease; whoever comes back to his finds a row that says so."""
-    execute = engine.cursor.execute
+    execute = connection.cursor.execute
     if not execute("SELECT 1 FROM sqlite_master WHERE name = 'changes_insert'").fetchall():
         return
     execute("BEGIN IMMEDIATE")
@@ -188,7 +189,7 @@ class Feed(Announcing):
         self._lock = Lock()
         self._bell = Bell()
         self._thread: Thread | None = None
-        self._engine: Engine | None = None
+        self._connection: Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._place: Place | None = None
         """Up to where was read; None if that is lost."""
@@ -277,12 +278,12 @@ class Feed(Announcing):
         with self._lock:
             if not self._listeners:
                 return []
-            engine, place = self._connected(bell), self._place
-            rows = [] if place is None else engine.cursor.execute(_NEWS, (place.seq, MOST)).fetchall()
+            connection, place = self._connected(bell), self._place
+            rows = [] if place is None else connection.cursor.execute(_NEWS, (place.seq, MOST)).fetchall()
             if place is None or not rows or rows[0][0] != place.seq:
-                self._place = renewed(engine)
+                self._place = renewed(connection)
                 return [None]
-            self._place = _kept(engine, Place(rows[-1][0], place.until))
+            self._place = _kept(connection, Place(rows[-1][0], place.until))
             return list(dict.fromkeys(handle for _, handle in rows[1:]))
 
     def _lose(self, error: BaseException, failures: int) -> None:
@@ -296,23 +297,22 @@ class Feed(Announcing):
                 self.announce(None)
         Event().wait(min(SHORT * 2 ** min(failures, 10), LONGEST))
 
-    def _connected(self, bell: Bell) -> Engine:
+    def _connected(self, bell: Bell) -> Connection:
         """Return a connection to the file that is at the path now; another one than before begins anew."""
         identity = _identity_of(self._path)
         if identity != self._identity:
             self._disconnect()
             self._place, self._identity = None, identity
-        if self._engine is None:
-            self._engine = connected(self._uri, PATIENCE)
-            self._engine.cursor.execute("PRAGMA schema_version").fetchall()  # the log is there from now on
+        if self._connection is None:
+            self._connection = connected(self._uri, PATIENCE)
+            self._connection.cursor.execute("PRAGMA schema_version").fetchall()  # the log is there from now on
             bell.hang(os.path.realpath(self._path) + "-wal")  # where SQLite has it, though the path be a link
-        return self._engine
+        return self._connection
 
     def _disconnect(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            with suppress(sqlite3.Error):
-                engine.connection.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def _identity_of(path: str) -> tuple[int, int] | None:
@@ -324,12 +324,12 @@ def _identity_of(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _kept(engine: Engine, place: Place) -> Place:
+def _kept(connection: Connection, place: Place) -> Place:
     """Return the place with the lease renewed in time; while somebody else writes, next time is early enough."""
     if place.until - place.seq > LEASE // 2:
         return place
     try:
-        return Place(place.seq, renewed(engine).until)
+        return Place(place.seq, renewed(connection).until)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
             raise

@@ -12,7 +12,6 @@ nothing.
 """
 
 import os
-import select
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,9 +24,10 @@ from redis.exceptions import TimeoutError as TimedOut
 
 from ...errors import StoreUnavailable
 from ...records import closed
+from .connection import Connection, made_driver
 from .lua import Script
 
-__all__ = ["Command", "Link", "made_connection", "ours", "packed"]
+__all__ = ["Command", "Pool", "ours", "packed"]
 
 Command = tuple[Any, ...]
 """The words of a command: bytes, or int."""
@@ -80,76 +80,26 @@ def packed(*words: bytes | int) -> bytes:
     return b"*%d\r\n" % len(texts) + b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts])
 
 
-def made_connection(pool: Any, timeout: float) -> Any:
-    """Return a new connection as a pool would make it, which is not one of the pool's.
-
-    A pool counts what it ever made, and has no word for what is no longer needed. The older protocol takes a quarter
-    less time to read, and every release of redis-py speaks it.
-    """
-    # A server tells of its maintenance in the newer protocol alone; when it cuts us off, we come back without.
-    settings = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
-    connection = pool.connection_class(**{**settings, "protocol": 2})
-    for name in ("socket_timeout", "socket_connect_timeout"):
-        if getattr(connection, name, timeout) is None:
-            setattr(connection, name, timeout)
-    return connection
-
-
-class Line:
-    """One connection, and whether it still stands."""
-
-    __slots__ = ("_is_ready", "_watched", "connection", "era")
-
-    def __init__(self, connection: Any, era: object) -> None:
-        """Take a connection, connected or not, that is right for as long as its link's era lasts."""
-        self.connection = connection
-        self.era = era
-        self._watched: Any = None
-        self._is_ready: Any = None
-
-    def prepare(self, *, reads: bool) -> None:
-        """Connect, if there is no connection, or, before a write, if the server has closed it.
-
-        Then something can be read, and nobody asked for anything. Sending would connect too, but not as a Sentinel's
-        connection does, which asks for the primary first.
-        """
-        connected = self.connection._sock  # noqa: SLF001 - there is no other way to learn this without a round trip
-        if connected is not None:
-            if reads or not self._has_news(connected):
-                return
-            self.connection.disconnect()
-        self.connection.connect()
-
-    def _has_news(self, connected: Any) -> bool:
-        if connected is not self._watched:
-            self._watched, self._is_ready = connected, self.connection.can_read
-            if hasattr(select, "poll"):  # what replaces threads may take it away
-                poll = select.poll()
-                poll.register(connected.fileno(), select.POLLIN)
-                self._is_ready = poll.poll
-        return bool(self._is_ready(0))
-
-
-class Link:
+class Pool:
     """The connections to one server, which any thread may use."""
 
     is_apart = False
     """Whether the indexes of labels may lie on another server than the records."""
 
-    def __init__(self, pool: Any, timeout: float) -> None:
-        """Make connections by this pool; ``timeout`` is for those that have none."""
-        self._pool = pool
+    def __init__(self, client_pool: Any, timeout: float) -> None:
+        """Make connections as a client's pool does; ``timeout`` is for those that have none."""
+        self._client_pool = client_pool
         self.timeout = timeout
-        self._idle: deque[Line] = deque()
-        self._inherited: deque[Line] = deque()
+        self._idle: deque[Connection] = deque()
+        self._inherited: deque[Connection] = deque()
         self._has_forked = False
         self._closed = False
         self._era = object()
         """What the connections share that are not to be made anew before they are used again."""
         self.at_begin: Callable[[], object] | None = None
-        """What is called when a forked process first uses the link."""
-        self.name = _name_of(pool)
-        _LINKS.add(self)
+        """What is called when a forked process first uses the pool."""
+        self.name = _name_of(client_pool)
+        _POOLS.add(self)
 
     # -- one command -----------------------------------------------------------------------
 
@@ -174,33 +124,33 @@ class Link:
     def ask(self, command: Command, *, reads: bool) -> Any:
         """Return the answer to a command; raise what redis-py raises."""
         try:
-            line = self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            line = self._made()
-        connection, sent = line.connection, (packed(*command),)
+            connection = self._made()
+        driver, sent = connection.driver, (packed(*command),)
         try:
             try:
-                line.prepare(reads=reads)
-                connection.send_packed_command(sent)
-                answer = connection.read_response(disable_decoding=True)
+                connection.prepare(reads=reads)
+                driver.send_packed_command(sent)
+                answer = driver.read_response(disable_decoding=True)
             except Disconnected:
                 if not reads:
                     raise
-                connection.disconnect()
-                connection.connect()
-                connection.send_packed_command(sent)
-                answer = connection.read_response(disable_decoding=True)
+                driver.disconnect()
+                driver.connect()
+                driver.send_packed_command(sent)
+                answer = driver.read_response(disable_decoding=True)
         except ResponseError as error:
             if _is_demoted(error):
                 self._begin_era()
-            self._put(line)
+            self._put(connection)
             raise
         except BaseException:
-            self.drop(line)
+            self.drop(connection)
             raise
-        if line.era is not self._era:
-            self._reset(line)
-        self._idle.append(line)
+        if connection.era is not self._era:
+            self._reset(connection)
+        self._idle.append(connection)
         if self._closed:
             self.close()
         return answer
@@ -268,48 +218,48 @@ class Link:
 
     def ask_many(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> list[Any]:
         """Return the answers to commands, which may be errors; raise what redis-py raises about the connection."""
-        line = self.begin(commands, reads=reads, replicas=replicas)
-        return self.finish(line, len(commands), replicas)
+        connection = self.begin(commands, reads=reads, replicas=replicas)
+        return self.finish(connection, len(commands), replicas)
 
-    def begin(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> Line:
+    def begin(self, commands: Sequence[Command], *, reads: bool, replicas: int = 0) -> Connection:
         """Send commands, and return the connection on which their answers will come."""
-        line = self._take()
+        connection = self._take()
         if replicas:  # the server counts by connection, so it is asked on the same one
-            patience = getattr(line.connection, "socket_timeout", None) or self.timeout
+            patience = getattr(connection.driver, "socket_timeout", None) or self.timeout
             commands = [*commands, (b"WAIT", replicas, int(patience * 500))]
         try:
-            line.prepare(reads=reads)
-            line.connection.send_packed_command((b"".join([packed(*command) for command in commands]),))
+            connection.prepare(reads=reads)
+            connection.driver.send_packed_command((b"".join([packed(*command) for command in commands]),))
         except BaseException:
-            self.drop(line)
+            self.drop(connection)
             raise
-        return line
+        return connection
 
-    def finish(self, line: Line, count: int, replicas: int = 0) -> list[Any]:
+    def finish(self, connection: Connection, count: int, replicas: int = 0) -> list[Any]:
         """Return so many answers from a connection."""
         answers: list[Any] = []
         try:
             for _ in range(count + bool(replicas)):
                 try:
-                    answers.append(line.connection.read_response(disable_decoding=True))
+                    answers.append(connection.driver.read_response(disable_decoding=True))
                 except ResponseError as error:
                     answers.append(error)
         except BaseException:
-            self.drop(line)
+            self.drop(connection)
             raise
         if any(map(_is_demoted, answers)):
             self._begin_era()
-        self._put(line)
+        self._put(connection)
         if replicas:
             confirmed = answers.pop()
             if any(map(_has_written, answers)):
                 self._check_replicas(confirmed, replicas)
         return answers
 
-    def drop(self, line: Line) -> None:
+    def drop(self, connection: Connection) -> None:
         """Close a connection whose answers nobody will read."""
-        line.connection.disconnect()
-        self._put(line)
+        connection.driver.disconnect()
+        self._put(connection)
 
     def _check(self, error: RedisError) -> None:
         """Raise what the error is to our callers; something else under a name of ours is no record, and no error."""
@@ -332,22 +282,22 @@ class Link:
 
     # -- the pool --------------------------------------------------------------------------
 
-    def _take(self) -> Line:
+    def _take(self) -> Connection:
         try:
             return self._idle.pop()
         except IndexError:
             return self._made()
 
-    def _made(self) -> Line:
+    def _made(self) -> Connection:
         self.check_open()
         if self._has_forked:
             self._begin()
             with suppress(IndexError):
                 return self._idle.pop()
-        return Line(made_connection(self._pool, self.timeout), self._era)
+        return Connection(made_driver(self._client_pool, self.timeout), self._era)
 
     def _begin(self) -> None:
-        """Take over what a forked process inherited, now that it uses the link."""
+        """Take over what a forked process inherited, now that it uses the pool."""
         self._has_forked = False
         self._idle, self._inherited = self._inherited, self._idle
         if self.at_begin is not None:
@@ -355,27 +305,27 @@ class Link:
 
     def _begin_era(self) -> None:
         """Have every connection made anew: the idle ones are closed now, those in use when they are put back."""
-        self._era, idle = object(), list[Line]()
+        self._era, idle = object(), list[Connection]()
         with suppress(IndexError):
             while True:
                 idle.append(self._idle.pop())
-        for line in idle:
-            self._put(line)
+        for connection in idle:
+            self._put(connection)
 
-    def _reset(self, line: Line) -> None:
+    def _reset(self, connection: Connection) -> None:
         """Close a connection that may lead to the wrong server; it is made anew when it is used."""
-        line.connection.disconnect()
-        line.era = self._era
+        connection.driver.disconnect()
+        connection.era = self._era
 
-    def _put(self, line: Line) -> None:
-        if line.era is not self._era:
-            self._reset(line)
-        self._idle.append(line)
+    def _put(self, connection: Connection) -> None:
+        if connection.era is not self._era:
+            self._reset(connection)
+        self._idle.append(connection)
         if self._closed:
             self.close()
 
     def check_open(self) -> None:
-        """Raise UsageError once the link is closed."""
+        """Raise UsageError once the pool is closed."""
         if self._closed:
             raise closed()
 
@@ -384,14 +334,14 @@ class Link:
         self._closed = True
         while self._idle:
             with suppress(IndexError):  # another thread took the last one
-                self._idle.pop().connection.disconnect()
+                self._idle.pop().driver.disconnect()
 
     def leave_to_parent(self) -> None:
         """Close what a forked process inherits, which ends nothing for its parent."""
         self._has_forked = True
         self._inherited, self._idle = deque([*self._inherited, *self._idle]), deque()
-        for line in self._inherited:
-            line.connection.disconnect()
+        for connection in self._inherited:
+            connection.driver.disconnect()
 
 
 def _is_demoted(answer: Any) -> bool:
@@ -406,23 +356,23 @@ def _has_written(answer: Any) -> bool:
     return answer.__class__ is list or (answer.__class__ is int and answer > 0)
 
 
-def _name_of(pool: Any) -> str:
+def _name_of(client_pool: Any) -> str:
     """Return where the server is, without the password."""
-    settings = pool.connection_kwargs
-    if hasattr(pool, "service_name"):
-        return f"the primary {pool.service_name}"
+    settings = client_pool.connection_kwargs
+    if hasattr(client_pool, "service_name"):
+        return f"the primary {client_pool.service_name}"
     if "path" in settings:
         return str(settings["path"])
     return f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
-_LINKS: Final[WeakSet[Link]] = WeakSet()
+_POOLS: Final[WeakSet[Pool]] = WeakSet()
 
 
 def _after_in_child() -> None:
     """Have every connection made anew when it is needed."""
-    for link in list(_LINKS):
-        link.leave_to_parent()
+    for pool in list(_POOLS):
+        pool.leave_to_parent()
 
 
 os.register_at_fork(after_in_child=_after_in_child)

@@ -3,7 +3,8 @@
 A verb is one statement in one round trip. psycopg's cursors would take half as long again, so statements are prepared
 once for each connection and sent through ``psycopg.pq``, which psycopg offers for that. Nothing is sent by a call that
 waits: it would hang for as long as a server that was stopped keeps its connections open. So a verb waits for the
-socket, at most ``timeout`` seconds, and gives the connection up after that.
+socket, at most ``timeout`` seconds, and gives the connection up after that. The driver's own connection is called
+``psycopg.Connection`` wherever both are named, and lies in ours as its ``driver``.
 """
 
 import select
@@ -13,12 +14,13 @@ from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from psycopg import Connection, Error, OperationalError, pq
+import psycopg
+from psycopg import Error, OperationalError, pq
 from psycopg.errors import error_from_result
 
 from ...clock import SystemClock, stopwatch
 
-__all__ = ["FAILURES", "OK", "Link", "Result", "Statement", "seconds"]
+__all__ = ["FAILURES", "OK", "Connection", "Result", "Statement", "seconds"]
 
 FAILURES: Final = (Error, TimeoutError)
 """What a statement raises."""
@@ -53,24 +55,24 @@ class Statement:
         self.formats = [BINARY] * len(self.oids) or None
 
 
-_PREPARED: Final[WeakKeyDictionary[Connection[Any], set[bytes]]] = WeakKeyDictionary()
+_PREPARED: Final[WeakKeyDictionary[psycopg.Connection[Any], set[bytes]]] = WeakKeyDictionary()
 """What is prepared on each connection, whichever store has done it."""
 
 
-class Link:
+class Connection:
     """One connection, with what is prepared on it."""
 
-    __slots__ = ("_milliseconds", "_prepared", "_wait", "connection", "pgconn", "until", "used")
+    __slots__ = ("_milliseconds", "_prepared", "_wait", "driver", "pgconn", "until", "used")
 
-    def __init__(self, connection: Connection[Any], timeout: float, *, prepared: bool) -> None:
+    def __init__(self, driver: psycopg.Connection[Any], timeout: float, *, prepared: bool) -> None:
         """Have prepared nothing yet; ``timeout`` is how many seconds the server has for each statement."""
-        self.connection = connection
-        self.pgconn = connection.pgconn
+        self.driver = driver
+        self.pgconn = driver.pgconn
         self.until = 0.0
         """When it goes back to its pool, which may replace it."""
         self.used = 0.0
         """When it was used last."""
-        self._prepared = _PREPARED.setdefault(connection, set()) if prepared else None
+        self._prepared = _PREPARED.setdefault(driver, set()) if prepared else None
         self._wait = _waiter(self.pgconn.socket)
         self._milliseconds = timeout * 1000
 
@@ -137,7 +139,7 @@ class Link:
     def close(self) -> None:
         """Hang up, and go back to the pool at the next occasion, which replaces the connection."""
         self.until = 0.0
-        self.connection.close()
+        self.driver.close()
 
     def wait(self, duration: float) -> bool:
         """Wait at most so long until the server says something; tell whether it does."""
