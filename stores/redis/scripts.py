@@ -17,7 +17,6 @@ __all__ = [
     "ANYWAY",
     "APPLY",
     "CREATE",
-    "ELSEWHERE",
     "FORGET",
     "GONE",
     "NUMBER",
@@ -25,7 +24,6 @@ __all__ = [
     "REAP",
     "REMOVE",
     "REVOKE",
-    "SLOW",
     "SWAP",
     "SWEEP",
 ]
@@ -41,6 +39,7 @@ ELSEWHERE: Final = -2
 
 
 _FIRST: Final = "local index = ARGV[1]"
+_ANSWERS: Final = f"local GONE, SLOW, ELSEWHERE = {GONE}, {SLOW}, {ELSEWHERE}"
 
 CREATE: Final = Script(
     _FIRST,
@@ -134,18 +133,18 @@ local proof, now, seen, largest, bump, expects, sets, deletes, adds, labels, fla
 local named = expects + sets + deletes + adds
 local found = redis.call('HMGET', KEYS[1], 'h', unpack(ARGV, 3, 2 + named))
 local head = found[1]
-if not head then return 0 end
-if #head < 113 or string.byte(head) ~= 1 then return -1 end
+if not head then return GONE end
+if #head < 113 or string.byte(head) ~= 1 then return SLOW end
 local version, _, was_seen, _, _, was_soon, absolute, own, idle, old_size, old_deadlines =
   struct.unpack('>i8i8i8i8i8i8i8i8i8I4I4', head, 2)
-if not (now < absolute and now < own and now < idle) then return -1 end
-if string.sub(head, 82, 113) ~= proof then return 0 end
-if version < 1 or version > 2^52 then return -1 end
+if not (now < absolute and now < own and now < idle) then return SLOW end
+if string.sub(head, 82, 113) ~= proof then return GONE end
+if version < 1 or version > 2^52 then return SLOW end
 
 -- What is there already: what is expected of it, what it leaves, and what increments come to.
 local write, sums = {'h', head}, {}
 if named > 0 then
-  if old_size == 4294967295 or now >= was_soon then return -1 end
+  if old_size == 4294967295 or now >= was_soon then return SLOW end
   local values, first_add = 2 + named, expects + sets + deletes
   size, deadlines_size = size + old_size, deadlines_size + old_deadlines
   for i = 1, named do
@@ -155,7 +154,7 @@ if named > 0 then
       if place then text, deadline = string.sub(text, 1, place - 1), string.sub(text, place + 1) end
     end
     if i <= expects then
-      if (text or '') ~= ARGV[values + i] then return -1 end
+      if (text or '') ~= ARGV[values + i] then return SLOW end
     else
       if text then
         size = size - #name - #text - 1
@@ -166,10 +165,10 @@ if named > 0 then
         write[#write + 1] = ARGV[values + i]
       elseif i > first_add then
         text = text or '0'
-        if #text > 17 or not (text == '0' or string.find(text, '^%-?[1-9]%d*$')) then return -1 end
+        if #text > 17 or not (text == '0' or string.find(text, '^%-?[1-9]%d*$')) then return SLOW end
         local value = tonumber(text)
         local sum = value + tonumber(ARGV[values - deletes + i])
-        if not (math.abs(value) < 2^53 and math.abs(sum) < 2^53) then return -1 end
+        if not (math.abs(value) < 2^53 and math.abs(sum) < 2^53) then return SLOW end
         sum = string.format('%.0f', sum)
         sums[#sums + 1] = sum
         size = size + #name + #sum + 1
@@ -183,7 +182,7 @@ if named > 0 then
     end
   end
   local total = (size > 0 and size + 1 or 2) + (deadlines_size > 0 and deadlines_size + 2 or 0)
-  if total > largest then return -1 end
+  if total > largest then return SLOW end
   if was_soon < soon then soon = was_soon end
   if deadlines_size == 0 then soon = 2^62 end
 else
@@ -215,7 +214,7 @@ if labels > 0 then
   after = before
   local first = 3 + named + expects + sets + adds
   local wanted = ARGV[first + 2 * labels]
-  if wanted and not has(before, wanted) then return -2 end
+  if wanted and not has(before, wanted) then return ELSEWHERE end
   for i = first, first + 2 * labels - 1, 2 do
     after = relabelled(after, ARGV[i], ARGV[i + 1])
   end
@@ -262,6 +261,7 @@ return version
 # the rest takes the head apart by itself.
 APPLY: Final = Script(
     _FIRST,
+    _ANSWERS,
     _APPLY,
     "local before, after, tell = '', '', nil",
     "if labels > 0 or flags % 4 > 0 then",
