@@ -69,7 +69,7 @@ class MemoryStore(Announcing):
         if record.form != FORM:
             record.check_form()
         now = self._now()
-        if not (now < record.absolute and now < record.idle and now < record.own):
+        if not (now < record.absolute and now < record.own and now < record.idle):  # is_live(), without its frame
             self._remove_if_same(record)
             return None
         return record if keys is None else narrowed(record, keys)

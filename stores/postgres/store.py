@@ -84,7 +84,7 @@ class PostgresStore(PostgresRows, Announcing):
         if record is None:
             return None
         now = self._now()
-        if not (now < record.absolute and now < record.own and now < record.idle):
+        if not (now < record.absolute and now < record.own and now < record.idle):  # is_live(), without its frame
             self._remove_if_same(record)
             return None
         return record if keys is None else narrowed(record, keys)

@@ -94,7 +94,7 @@ class RedisStore(RedisIndex, RedisScan):
             return None
         record, head = found
         now = self._now()
-        if not (now < record.absolute and now < record.own and now < record.idle):
+        if not (now < record.absolute and now < record.own and now < record.idle):  # is_live(), without its frame
             self._remove_expired({handle: head})
             return None
         return record

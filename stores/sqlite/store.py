@@ -88,7 +88,7 @@ class SqliteStore(SqliteFile, Announcing):
         if raw is None or record is None:
             return None
         now = self._now()
-        if not (now < record.absolute and now < record.own and now < record.idle):
+        if not (now < record.absolute and now < record.own and now < record.idle):  # is_live(), without its frame
             self._remove_if_same(handle, raw)
             return None
         return record if keys is None else narrowed(record, keys)
