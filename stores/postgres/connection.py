@@ -20,7 +20,7 @@ from psycopg.errors import error_from_result
 
 from ...clock import SystemClock, stopwatch
 
-__all__ = ["FAILURES", "OK", "Connection", "Result", "Statement", "seconds"]
+__all__ = ["FAILURES", "OIDS", "OK", "Connection", "Result", "Statement", "seconds"]
 
 FAILURES: Final = (Error, TimeoutError)
 """What a statement raises."""
@@ -30,7 +30,9 @@ BINARY: Final = pq.Format.BINARY
 OK: Final = pq.ConnStatus.OK
 _GOOD: Final = {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
-_OIDS: Final = {"bytea": 17, "bigint": 20, "text": 25, "bytea[]": 1001, "text[]": 1009, "bigint[]": 1016}
+OIDS: Final = {"bytea": 17, "bigint": 20, "text": 25, "bytea[]": 1001, "text[]": 1009, "bigint[]": 1016}
+"""The numbers of PostgreSQL's types."""
+
 
 FRESH: Final = 1.0
 """For how many seconds nobody looks whether a connection that was just used is still there."""
@@ -51,7 +53,7 @@ class Statement:
         """Name it for what it says, so that stores which share a connection share it too."""
         self.sql = sql.encode()
         self.name = b"sessiontree_" + sha256(self.sql).hexdigest()[:24].encode() if is_prepared else b""
-        self.oids = [_OIDS[each] for each in types.split()]
+        self.oids = [OIDS[each] for each in types.split()]
         self.formats = [BINARY] * len(self.oids) or None
 
 

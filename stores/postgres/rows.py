@@ -30,7 +30,7 @@ from ...records import (
     too_wide,
     unpacked,
 )
-from .connection import Result
+from .connection import OIDS, Result
 
 __all__ = [
     "COLUMNS",
@@ -62,9 +62,6 @@ _FORM: Final = Struct(">12xq")
 _NUMBER: Final = Struct(">q")
 _ARRAY: Final = Struct(">iiiii")
 _LENGTH: Final = Struct(">i")
-_BYTEA: Final = 17
-_BIGINT: Final = 20
-_TEXT: Final = 25
 _NULL: Final = b"\xff\xff\xff\xff"
 
 bigint: Final = _NUMBER.pack
@@ -102,7 +99,7 @@ def record_of(result: Result, row: int, handle: str | None = None) -> Record | N
         return None
     if fields is None:
         return None
-    packed = b"{" + fields.replace(b"\t", b"")[:-1] + b"}"
+    packed = _object(fields)
     if deadlines is not None:
         packed = b"\n".join((packed, _object(deadlines)))
     return tuple.__new__(  # As _make() does, without a frame of its own.
@@ -209,7 +206,7 @@ def lock_of(schema: str, name: bytes, value: bytes) -> int:
 # -- arrays ---------------------------------------------------------------------------------
 
 
-def array(items: Iterable[bytes | None], of: int = _BYTEA) -> bytes:
+def array(items: Iterable[bytes | None], of: int = OIDS["bytea"]) -> bytes:
     """Return an array as a parameter."""
     parts = [_NULL if item is None else _LENGTH.pack(len(item)) + item for item in items]
     if not parts:
@@ -219,9 +216,9 @@ def array(items: Iterable[bytes | None], of: int = _BYTEA) -> bytes:
 
 def texts(items: Iterable[bytes | None]) -> bytes:
     """Return an array of text as a parameter."""
-    return array(items, _TEXT)
+    return array(items, OIDS["text"])
 
 
 def bigints(items: Iterable[int]) -> bytes:
     """Return an array of integers as a parameter."""
-    return array(map(bigint, items), _BIGINT)
+    return array(map(bigint, items), OIDS["bigint"])

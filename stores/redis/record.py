@@ -266,7 +266,7 @@ def _written(sets: Mapping[str, Field]) -> tuple[int, int, int, list[bytes], lis
     size, deadlines_size, soon, names, values = 0, 0, _NEVER, list[bytes](), list[bytes]()
     for key, (content, deadline) in sets.items():
         name = orjson.dumps(key) + b":"
-        text = bytes(content) if content.__class__ is Json else orjson.dumps(as_value(content))
+        text = _text_of(content)
         size += len(name) + len(text) + 1
         if deadline:
             digits = b"%d" % deadline
