@@ -87,6 +87,8 @@ _NUMBERS: Final = Struct(">9q")
 _LAST: Final = (1 << 63) - 1
 """The latest time that fits into 64 bits."""
 
+_LONGEST_TAIL: Final = (1 << 16) - 1
+
 _RAW: Final = "$bytes"
 _NO_FIELDS: Final = b"{}"
 
@@ -319,7 +321,8 @@ def _content(value: Any) -> Content:
 def pack(record: Record) -> bytes:
     """Return all of a record but its handle as bytes.
 
-    Raises UsageError for a proof that is not 32 bytes, and for numbers of more than 64 bits.
+    Raises UsageError for a proof that is not 32 bytes, for numbers of more than 64 bits, and for labels and a client
+    that take more than 64 KiB together.
     """
     check_proof(record.proof)
     tail = orjson.dumps([record.path, record.labels, record.agent, record.address, record.previous.hex()])
@@ -329,8 +332,14 @@ def pack(record: Record) -> bytes:
             record.authenticated, record.grace, record.proof, len(tail),
         )  # fmt: skip
     except struct_error as error:
-        raise too_wide(error) from error
+        raise (too_wide(error) if len(tail) <= _LONGEST_TAIL else _too_long(len(tail))) from error
     return b"".join((head, tail, record.fields))
+
+
+def _too_long(size: int) -> UsageError:
+    return UsageError(
+        f"A record's path, labels and client take {size} bytes, and {_LONGEST_TAIL} fit: keep long texts in its fields."
+    )
 
 
 def unpack(handle: str, raw: bytes) -> Record | None:

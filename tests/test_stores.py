@@ -34,10 +34,12 @@ from sessiontree.records import (
     Version,
     changed,
     check_size,
+    pack,
     packed,
     reidentified,
     relabelled,
     split,
+    unpack,
     unpacked,
 )
 from sessiontree.serializer import JsonSerializer
@@ -400,6 +402,13 @@ def test_what_changes_say_of_a_record_but_its_fields_is_said_without_them(kind):
     record = a_record(fields=fields(n=js(1), k=js("v")), labels='{"subject":"ann"}')
     after, _ = changed(record, PROOF, LATE[kind], 7)
     assert reidentified(record, LATE[kind], 7) == after._replace(fields=record.fields, version=record.version)
+
+
+@pytest.mark.parametrize("name", ["agent", "address", "labels"])
+def test_what_does_not_fit_beside_the_fields_says_where_it_belongs(name):
+    assert unpack("handle", pack(a_record(**{name: "x" * 60_000}))) is not None
+    with pytest.raises(UsageError, match="65535 fit"):
+        pack(a_record(**{name: "x" * 66_000}))
 
 
 def test_packed_fields_split_into_values_and_deadlines():
