@@ -138,7 +138,7 @@ class Handler:
         session.regenerate()
         return session
 
-    def load_by_id(self, session_id: str, parent: "Session | str | None" = None) -> "Session":
+    def load_by_id(self, id: str, parent: "Session | str | None" = None) -> "Session":  # noqa: A002 - as the contract spells it
         """Return the live server-only session of an id, inside or outside a request; ``commit()`` it by hand.
 
         ``parent``, a Session or its handle, is required iff the handler has a parent. Raises NoSession if there is
@@ -146,15 +146,15 @@ class Handler:
         sessions, and StoreUnavailable if nobody can say.
         """
         self._check_server_only("load_by_id")
-        return loaded(self, session_id, parent)
+        return loaded(self, id, parent)
 
-    def generate_by_id(self, session_id: str, parent: "Session | str | None" = None) -> "Session":
+    def generate_by_id(self, id: str, parent: "Session | str | None" = None) -> "Session":  # noqa: A002 - as the contract spells it
         """Return the live server-only session of an id; create it at once, atomically, unless it exists.
 
         Raises what ``load_by_id`` does, but for NoSession.
         """
         self._check_server_only("generate_by_id")
-        return generated(self, session_id, parent)
+        return generated(self, id, parent)
 
     def sessions(self, subject: str) -> list[SessionInfo]:
         """Return the live sessions of this handler that are bound to a subject, newest first; never an id.

@@ -111,9 +111,9 @@ def with_absolute_timeout(timeout: Duration | None) -> Option:
     return _option(absolute=_timeout(timeout, "with_absolute_timeout"))
 
 
-def with_id_generator(generator: IdGenerator) -> Option:
+def with_id_generator(f: IdGenerator) -> Option:
     """Take session ids from this function of no argument, for example ``sessiontree.handlers.ids.uuid7``."""
-    return _option(id_generator=_callable(generator, "with_id_generator"))
+    return _option(id_generator=_callable(f, "with_id_generator"))
 
 
 def with_store(store: "Store | None") -> Option:
@@ -159,26 +159,26 @@ No cookie is ever sent for them, and they can be used outside any request. It ne
 """
 
 
-def fixed_id(session_id: str) -> Option:
+def fixed_id(id: str) -> Option:  # noqa: A002 - the contract spells it so, and callers do by keyword
     """Give every request the one server-only session of this id, which the first write creates.
 
     Raises NoID for what cannot be an id.
     """
-    return _option(fixed_id=checked_id(session_id))
+    return _option(fixed_id=checked_id(id))
 
 
-def with_max_sessions(most: int, policy: str = "refuse") -> Option:
+def with_max_sessions(n: int, policy: str = "refuse") -> Option:
     """Let a subject have at most this many live sessions of this handler, exactly so however many log in at once.
 
     Above that ``"oldest"`` ends the one that was bound first, and ``"refuse"`` refuses the new one: the commit raises
     LimitReached, which becomes a 409 if it escapes, and nothing of the login lasts. It needs a store. Children do not
     inherit it.
     """
-    if type(most) is not int or most < 1:
-        raise ConfigError(f"with_max_sessions() takes an int of 1 or more, not {most!r}.")
+    if type(n) is not int or n < 1:
+        raise ConfigError(f"with_max_sessions() takes an int of 1 or more, not {n!r}.")
     if policy not in LIMIT_POLICIES:
         raise ConfigError(f"with_max_sessions() takes {' or '.join(map(repr, LIMIT_POLICIES))}, not {policy!r}.")
-    return _option(limit=Limit(most, policy))
+    return _option(limit=Limit(n, policy))
 
 
 def with_outage(answer: str, stale_for: Duration | None = None) -> Option:
@@ -204,10 +204,10 @@ def with_encryption(on: bool = True) -> Option:  # noqa: FBT001, FBT002 - reads 
     return _option(encrypted=_expect(on, bool, "with_encryption() takes True or False"))
 
 
-def with_serializer(serializer: Serializer) -> Option:
+def with_serializer(s: Serializer) -> Option:
     """Write values with this serializer's ``dumps(value) -> bytes`` and ``loads(bytes)``."""
-    _expect(serializer, Serializer, "with_serializer() takes an object with dumps() and loads()")
-    return _option(serializer=serializer)
+    _expect(s, Serializer, "with_serializer() takes an object with dumps() and loads()")
+    return _option(serializer=s)
 
 
 def with_header(name: str) -> Option:
@@ -236,9 +236,9 @@ def with_logger(logger: "logging.Logger | None") -> Option:
     return _option(logger=logger)
 
 
-def with_events(listener: Listener | None) -> Option:
+def with_events(f: Listener | None) -> Option:
     """Call this function with every ``Event``; what it raises is logged and goes no further."""
-    return _option(events=None if listener is None else _callable(listener, "with_events"))
+    return _option(events=None if f is None else _callable(f, "with_events"))
 
 
 def _cache(cache: Any) -> Any:

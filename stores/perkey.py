@@ -28,9 +28,9 @@ class PerKey:
 
     __slots__ = ("_store",)
 
-    def __init__(self, store: Store | Cache) -> None:
+    def __init__(self, store_or_cache: Store | Cache) -> None:
         """Look at this store or cache."""
-        self._store: Store | _OverCache = store if fits(store, Store) else _OverCache(store)  # type: ignore[arg-type]
+        self._store: Store | _OverCache = _over(store_or_cache)
 
     def get(self, handle: str, key: str) -> bytes | None:
         """Return the content of the key, or None if there is no such session or key."""
@@ -89,6 +89,10 @@ class PerKey:
                     raise
             else:
                 return
+
+
+def _over(kept: Store | Cache) -> "Store | _OverCache":
+    return kept if fits(kept, Store) else _OverCache(kept)  # type: ignore[arg-type]
 
 
 class _OverCache:
