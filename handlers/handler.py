@@ -143,7 +143,7 @@ class Handler:
 
         ``parent``, a Session or its handle, is required iff the handler has a parent. Raises NoSession if there is
         none, ParentInvalid without a live parent, NoID for what cannot be an id, UsageError where clients hold the
-        sessions, and StoreUnavailable if nobody can say.
+        sessions or ``fixed_id`` says another id, and StoreUnavailable if nobody can say.
         """
         self._check_server_only("load_by_id")
         return loaded(self, id, parent)

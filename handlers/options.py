@@ -162,7 +162,7 @@ No cookie is ever sent for them, and they can be used outside any request. It ne
 def fixed_id(id: str) -> Option:  # noqa: A002 - the contract spells it so, and callers do by keyword
     """Give every request the one server-only session of this id, which the first write creates.
 
-    Raises NoID for what cannot be an id.
+    ``load_by_id`` and ``generate_by_id`` then take no other. Raises NoID for what cannot be an id.
     """
     return _option(fixed_id=checked_id(id))
 

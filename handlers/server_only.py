@@ -221,6 +221,12 @@ def generated(handler: "Handler", session_id: str, parent: "Session | str | None
 
 def _by_id(handler: "Handler", session_id: str, parent: "Session | str | None") -> ServerOnlySession:
     checked_id(session_id)
+    fixed = handler.config.fixed_id
+    if fixed not in {None, session_id}:
+        raise UsageError(
+            f"Every session of {handler.path!r} has the id {fixed!r}, by fixed_id(): ask for that one, or take "
+            "fixed_id() away to have sessions of other ids."
+        )
     session = ServerOnlySession()
     _place(session, handler, _parent(handler, parent))
     session.name(session_id)

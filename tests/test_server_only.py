@@ -633,3 +633,15 @@ def test_server_only_needs_a_store_and_a_child_of_it_does_not_inherit_it(store):
         jobs_on(store).configure(with_store(None))
     child = fixed_on(store).spawn("child")
     assert (child.config.server_only, child.config.fixed_id) == (False, None)
+
+
+def test_a_fixed_id_is_the_only_one_that_can_be_asked_for(store):
+    handler = fixed_on(store)
+    for call in (handler.load_by_id, handler.generate_by_id):
+        with pytest.raises(UsageError, match=r"'the one', by fixed_id\(\): ask for that one"):
+            call("other")
+        with pytest.raises(NoID):
+            call("")
+    assert records(store) == []
+    made = handler.generate_by_id("the one")
+    assert handler.load_by_id("the one").handle == made.handle
