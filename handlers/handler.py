@@ -141,6 +141,8 @@ class Handler:
     def load_by_id(self, id: str, parent: "Session | str | None" = None) -> "Session":  # noqa: A002 - as the contract spells it
         """Return the live server-only session of an id, inside or outside a request; ``commit()`` it by hand.
 
+        With an idle timeout this counts as activity, at once and throttled as everywhere; a ``commit()`` later does so
+        for who holds the session for long. If the store cannot note it, that is the event ``untouched`` and no more.
         ``parent``, a Session or its handle, is required iff the handler has a parent. Raises NoSession if there is
         none, ParentInvalid without a live parent, NoID for what cannot be an id, UsageError where clients hold the
         sessions or ``fixed_id`` says another id, and StoreUnavailable if nobody can say.

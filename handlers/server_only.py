@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..records import Changes, Record
 from .caching import Wanted, fetched_one
-from .context import ABSENT, AWAY, BEGUN, DATA, LIVE, Context
+from .context import ABSENT, AWAY, BEGUN, DATA, IDENTITY, LIVE, TOUCHED, Context
 from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
 from .info import handle_above, lineage_of
 from .life import Life
@@ -38,13 +38,17 @@ MOST_RACES = 8
 class ServerOnlySession(StoredSession):
     """The session of one id. It tells no client anything, and makes no response vary."""
 
-    __slots__ = ("_birth", "_given")
+    __slots__ = ("_birth", "_given", "_is_apart")
+
+    _is_apart: bool
+    """Whether it was asked for by its id or its handle, so that the end of no request counts the look at it."""
 
     def attach(self, batch: Batch | None) -> None:
         """Be the session of the handler's fixed id, unless ``name`` says otherwise before the first look."""
         super().attach(batch)
         self._given = self.handler.config.fixed_id or ""
         self._birth = b""
+        self._is_apart = False
 
     def name(self, session_id: str) -> None:
         """Be the session of this id."""
@@ -138,6 +142,10 @@ class ServerOnlySession(StoredSession):
         self._be_there()
         return super().update_key(key, fn, default)
 
+    def _after(self, record: Record, changes: Changes) -> Record:
+        """Remember when this was, too: who holds the session for long commits often, and is to touch it seldom."""
+        return super()._after(record, changes)._replace(seen=self.handler.now())
+
     def _is_nobodys(self) -> bool:
         return False
 
@@ -201,6 +209,7 @@ def loaded(handler: "Handler", session_id: str, parent: "Session | str | None") 
     """Return the live session of an id, outside any request; raise NoSession or ParentInvalid if there is none."""
     session = _by_id(handler, session_id, parent)
     session.require()
+    _count(session)
     return session
 
 
@@ -208,9 +217,12 @@ def generated(handler: "Handler", session_id: str, parent: "Session | str | None
     """Return the live session of an id, outside any request; create it in the store if it does not exist."""
     session = _by_id(handler, session_id, parent)
     if session.is_live():
+        _count(session)
         return session
     if session.state != ABSENT:
         session.require()
+    if session.parent is not None:
+        _count(session.parent)
     above = session.parent
     if isinstance(above, StoredSession) and above.state == LIVE and above._record is None:
         raise UsageError("The parent session is not in its store yet: commit() it first, or begin the child later.")
@@ -238,6 +250,36 @@ def _place(session: Session, handler: "Handler", above: Session | None) -> None:
     context = Context.apart() if above is None else above._context
     session.enter(handler, context, "", above)
     session.attach(None)
+    if isinstance(session, ServerOnlySession):
+        session._is_apart = True
+
+
+def _count(session: Session) -> None:
+    """Count this look as activity where that is due, its ancestors' first; those of a request its response counts."""
+    if session.parent is not None:
+        _count(session.parent)
+    if isinstance(session, ServerOnlySession):
+        is_apart = session._is_apart
+    else:
+        is_apart = isinstance(session, StoredSession) and not session._is_held_by_the_client()
+    record = session._record if is_apart else None  # type: ignore[attr-defined]
+    if record is not None and session.state == LIVE:
+        _touch(session, record)  # type: ignore[arg-type]
+
+
+def _touch(session: StoredSession, record: Record) -> None:
+    """Move the idle deadline in the store, and nothing else: whatever was written waits for its ``commit()``."""
+    who, lacks = session._who(), session._changes
+    if session.handler.idles:
+        session._touch_if_due()
+    idle = session._who().idle
+    if idle == record.idle:
+        return
+    if session._is_touched(record, Changes(idle=idle)):
+        session._record = record._replace(idle=idle, seen=session.handler.now())
+        session._changes = lacks & ~(IDENTITY | TOUCHED) if lacks & TOUCHED else lacks
+    else:
+        session._identity, session._ends, session._changes = who, who.ends, lacks
 
 
 def _parent(handler: "Handler", parent: "Session | str | None") -> Session | None:

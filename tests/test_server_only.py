@@ -27,6 +27,7 @@ from sessiontree import (
     with_clock,
     with_eager,
     with_encryption,
+    with_events,
     with_idle_timeout,
     with_outage,
     with_store,
@@ -235,6 +236,96 @@ def test_a_session_expires_and_the_next_one_is_a_new_life(store, option):
     session["n"] = 2
     with pytest.raises((SessionGone, RejectedError)):
         session.commit()
+    assert dict(jobs.load_by_id("x")) == {}
+
+
+@pytest.mark.parametrize("use", [dict, lambda session: session.incr("n"), lambda session: None])
+@pytest.mark.parametrize("within", ["a request", "none"])
+def test_it_does_not_expire_while_it_is_asked_for(store, use, within):
+    jobs = jobs_on(store, with_idle_timeout(100))
+    jobs.generate_by_id("read")["n"] = 1
+    jobs.generate_by_id("made")
+    site = Site(Handler("visitor", SECRET, with_clock(store.clock)))
+    for _ in range(3):
+        store.clock.advance(80)
+        for ask in (lambda _: use(jobs.load_by_id("read")), lambda _: use(jobs.generate_by_id("made"))):
+            ask(None) if within == "none" else site.visit(ask)
+    assert not jobs.load_by_id("read").new
+    store.clock.advance(100)
+    with pytest.raises(NoSession):
+        jobs.load_by_id("read")
+
+
+def test_to_ask_for_it_costs_one_touch_in_an_interval(store):
+    jobs = jobs_on(store, with_idle_timeout(100))
+    held = jobs.generate_by_id("x")
+    store.clock.advance(9.999)
+    with counted(store) as verbs:
+        jobs.load_by_id("x")
+        jobs.generate_by_id("x")
+    assert verbs == {"load": 2}
+    store.clock.advance(0.001)
+    with counted(store) as verbs:
+        for _ in range(4):
+            jobs.load_by_id("x")
+            store.clock.advance(1)
+    assert verbs == {"load": 4, "apply": 1}
+    store.clock.advance(50)
+    with counted(store) as verbs:
+        for _ in range(9):
+            held.commit()
+            store.clock.advance(1)
+    assert verbs == {"apply": 1}
+
+
+def test_what_was_written_and_not_committed_is_not_written_by_the_touch(store):
+    jobs = jobs_on(store, with_idle_timeout(100))
+    steps = jobs.spawn("step", server_only)
+    above = jobs.generate_by_id("x")
+    steps.generate_by_id("s", parent=above)
+    above["n"] = 1
+    for _ in range(3):
+        store.clock.advance(80)
+        steps.load_by_id("s", parent=above)
+    assert dict(jobs.load_by_id("x")) == {}
+    above.commit()
+    assert dict(jobs.load_by_id("x")) == {"n": 1}
+
+
+def test_a_look_at_a_child_keeps_what_is_above_it_by_handle_too(store):
+    users = Handler("user", SECRET, with_clock(store.clock), with_store(store), with_idle_timeout(100))
+    jobs = users.spawn("job", server_only, with_idle_timeout(1000))
+    site = Site(users)
+    handle = site.visit(lambda session: (session.update(n=1), session.handle)[1])
+    for number in range(3):
+        store.clock.advance(80)
+        jobs.generate_by_id(f"{number}", parent=handle)
+        store.clock.advance(80)
+        jobs.load_by_id(f"{number}", parent=handle)
+    assert site.visit(dict) == {"n": 1}
+
+
+def test_a_touch_that_fails_costs_nobody_the_session(store):
+    told = []
+    jobs = jobs_on(store, with_idle_timeout(100), with_events(told.append))
+    jobs.generate_by_id("x")
+    told.clear()
+    store.clock.advance(50)
+    store.fail(1, verb="apply")
+    session = jobs.load_by_id("x")
+    assert [(event.kind, event.handle, event.reason) for event in told] == [
+        ("untouched", session.handle, "StoreUnavailable")
+    ]
+    assert session.expires_in == 50
+    store.clock.advance(49)
+    assert jobs.load_by_id("x").expires_in == 100
+
+
+def test_an_idle_timeout_that_was_taken_away_ends_nothing_that_is_asked_for(store):
+    jobs_on(store, with_idle_timeout(100)).generate_by_id("x")
+    jobs = jobs_on(store)
+    jobs.load_by_id("x")
+    store.clock.advance(100)
     assert dict(jobs.load_by_id("x")) == {}
 
 
