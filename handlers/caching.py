@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 from ..caches.kept import Kept
 from ..records import Record
-from ..stores.following import dropping
+from ..stores.following import DOUBTS, doubt, dropping, serves_beyond, why_doubted
 from .breaker import breaker_of
 from .events import emit
 
@@ -89,6 +89,8 @@ def stale(wanted: Wanted) -> "Record | None":
     handler = wanted.handler
     if handler.config.outage != "stale" or handler.cache is None:
         return None
+    if DOUBTS and _is_doubted(handler, wanted.handle):
+        return None
     try:
         kept = handler.cache.stale(wanted.handle, wanted.version, handler.config.stale_for / 1000)  # type: ignore[attr-defined]
         record = _opened(kept)
@@ -106,7 +108,7 @@ def at_hand(handler: "Handler", handle: str, version: int, now: int) -> "Record 
     """Return the live record that the handler's cache has: the whole way of nearly every request."""
     try:
         kept = handler.cache.get(handle, version)  # type: ignore[union-attr]
-        if kept is None:
+        if kept is None or (DOUBTS and _is_doubted(handler, handle)):
             return None
         record = kept.record() if isinstance(kept, Kept) else kept
     except Exception as error:  # noqa: BLE001 - as above
@@ -114,6 +116,14 @@ def at_hand(handler: "Handler", handle: str, version: int, now: int) -> "Record 
         return None
     # What is_live() says, without its frame.
     return record if now < record.absolute and now < record.own and now < record.idle else None
+
+
+def _is_doubted(handler: "Handler", handle: str) -> bool:
+    """Tell, and say as an event, whether the cache failed to drop a record that it may still have."""
+    reason = why_doubted(handler.cache, handle)  # type: ignore[arg-type]
+    if reason is not None:
+        emit(handler, "cache", handle, reason)
+    return reason is not None
 
 
 def _looked_up(wanted: Wanted) -> "tuple[bool, Record | None, Any]":
@@ -134,7 +144,8 @@ def _leased(wanted: Wanted) -> tuple[bool, Any]:
     if cache is None:
         return False, None
     try:
-        return (True, None) if cache.is_absent(handle) else (False, cache.lease(handle))
+        is_absent = cache.is_absent(handle) and not (DOUBTS and why_doubted(cache, handle))
+        return (True, None) if is_absent else (False, cache.lease(handle))
     except Exception as error:  # noqa: BLE001 - as above
         emit(wanted.handler, "cache", handle, type(error).__name__)
         return False, None
@@ -154,6 +165,7 @@ def forget(handler: "Handler", handle: str) -> None:
     try:
         handler.cache.drop(handle)
     except Exception as error:  # noqa: BLE001 - as above
+        doubt(handler.cache, handle, error)
         emit(handler, "cache", handle, type(error).__name__)
 
 
@@ -163,8 +175,12 @@ _LISTENING: "Final[WeakKeyDictionary[Cache, WeakSet[Store]]]" = WeakKeyDictionar
 """Which store objects a cache hears of; each once, however many handlers share both."""
 
 
-def attach(cache: "Cache", store: "Store") -> None:
-    """Have a cache hear of every change made through a store object, for as long as there is the cache."""
+def attach(cache: "Cache", store: "Store", stale_for: float = 0.0) -> None:
+    """Have a cache hear of every change made through a store object, for as long as there is the cache.
+
+    It may be asked for what is ``stale_for`` seconds older than it serves else.
+    """
+    serves_beyond(cache, stale_for)
     heard = _LISTENING.setdefault(cache, WeakSet())
     if store not in heard:
         heard.add(store)

@@ -272,7 +272,8 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
     fields = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
     carrier, tokens, backing = _transport(config, path), _tokens(config, path), _backing(config)
     if config.cache is not None and backing is not None:
-        attach(config.cache, backing)  # It hears what other handlers on this store object change, from now on.
+        # It hears what other handlers on this store object change, from now on.
+        attach(config.cache, backing, config.stale_for / 1000)
     settled: dict[str, Any] = {
         "config": config,
         "parent": parent,

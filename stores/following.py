@@ -1,12 +1,21 @@
-"""Caches that follow a store: they drop what the store says has changed."""
+"""Caches that follow a store: they drop what the store says has changed, and where one could not, nobody believes it.
+
+A cache may forget anything, but what it was told to forget it must not remember. One whose ``drop`` or ``clear`` fails
+is doubted until whatever it may still hold is too old for it to serve.
+"""
 
 from collections.abc import Callable
-from weakref import ref
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
-from ..caches.protocol import Cache
+from ..caches.protocol import MAX_STALENESS, Cache
+from ..clock import Clock, SystemClock, stopwatch
 from .protocol import Store
 
-__all__ = ["dropping", "follow"]
+__all__ = ["DOUBTS", "doubt", "dropping", "follow", "serves_beyond", "why_doubted"]
+
+MOST_DOUBTS: Final = 10_000
+"""How many handles are doubted one by one; with more, a cache that fails is doubted as a whole."""
 
 
 def follow(store: Store, *caches: Cache, on_loss: Callable[[], object] = lambda: None) -> Callable[[], None]:
@@ -18,24 +27,98 @@ def follow(store: Store, *caches: Cache, on_loss: Callable[[], object] = lambda:
     changed = [dropping(ref(cache)) for cache in caches]
 
     def tell(handle: str | None) -> None:
+        failed = None
         for each in changed:
-            each(handle)
+            try:
+                each(handle)
+            except Exception as error:  # noqa: BLE001 - one cache that fails keeps none of the others from hearing
+                failed = error
         if handle is None:
             on_loss()
+        if failed is not None:
+            raise failed
 
     return store.watch(tell)
 
 
 def dropping(cache: "ref[Cache]") -> Callable[[str | None], None]:
-    """Return what a store calls with the handle of a record that changed, or with None for any; it holds no cache."""
+    """Return what a store calls with the handle of a record that changed, or with None for any; it holds no cache.
+
+    It raises what the cache raises, which is doubted from then on.
+    """
 
     def changed(handle: str | None) -> None:
         there = cache()
         if there is None:
             return
-        if handle is None:
-            there.clear()
-        else:
-            there.drop(handle)
+        try:
+            if handle is None:
+                there.clear()
+            else:
+                there.drop(handle)
+        except BaseException as error:
+            doubt(there, handle, error)
+            raise
 
     return changed
+
+
+# -- caches that did not drop what they were to ----------------------------------------------
+
+
+class Doubt(NamedTuple):
+    """Until when a cache is not believed, by which stopwatch, and the class of the error it failed with."""
+
+    cache: "ref[Cache]"
+    seconds: Callable[[], float]
+    until: float
+    reason: str
+
+    def holds(self, cache: Cache | None) -> bool:
+        """Tell whether it is not over yet, and of this cache: another may have its identity by now."""
+        return cache is not None and self.cache() is cache and self.seconds() < self.until
+
+
+DOUBTS: Final[dict[tuple[int, str | None], Doubt]] = {}
+"""What caches may still hold though they were to drop it: by the cache's identity and the handle, None for all.
+
+It is nearly always empty, and then a hit pays one look for that. There is no lock: each step is one of a dict.
+"""
+
+_BEYOND: Final[WeakKeyDictionary[Cache, float]] = WeakKeyDictionary()
+
+
+def serves_beyond(cache: Cache, seconds: float) -> None:
+    """Note that a cache may be asked for what is so much older than its ``max_staleness``, while its store is down."""
+    if seconds > _BEYOND.get(cache, 0.0):
+        _BEYOND[cache] = seconds
+
+
+def doubt(cache: Cache, handle: str | None, error: BaseException) -> None:
+    """Believe the cache nothing about a handle, or None for any, until all that it may hold of it is too old."""
+    clock, staleness = getattr(cache, "clock", None), getattr(cache, "max_staleness", None)
+    seconds = stopwatch(clock if isinstance(clock, Clock) else SystemClock())
+    lasting = staleness if isinstance(staleness, int | float) else MAX_STALENESS
+    key = id(cache), handle if len(DOUBTS) < MOST_DOUBTS else None
+    DOUBTS.pop(key, None)  # So that the oldest stands first.
+    DOUBTS[key] = Doubt(ref(cache), seconds, seconds() + lasting + _BEYOND.get(cache, 0.0), type(error).__name__)
+
+
+def why_doubted(cache: Cache, handle: str) -> str | None:
+    """Return the class of the error for which a cache is not believed about a handle, or None if it is."""
+    for key in ((id(cache), handle), (id(cache), None)):
+        doubt = DOUBTS.get(key)
+        if doubt is not None and doubt.holds(cache):
+            return doubt.reason
+    _forget_the_oldest()
+    return None
+
+
+def _forget_the_oldest() -> None:
+    """Forget the oldest doubt if it is over: each look takes one, so that soon there are none."""
+    try:
+        key = next(iter(DOUBTS))
+        if not DOUBTS[key].holds(DOUBTS[key].cache()):
+            del DOUBTS[key]
+    except (StopIteration, RuntimeError, KeyError):
+        return  # Another thread was faster.
