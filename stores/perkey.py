@@ -5,7 +5,7 @@ from typing import Final
 
 from ..caches.kept import opened
 from ..caches.protocol import Cache
-from ..clock import FOREVER, Duration, milliseconds
+from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
 from ..errors import BadSession, KeyNotFound, SessionGone
 from ..records import PROOF_BYTES, Changes, Record, changed_fields
 from .protocol import Store, fits
@@ -14,6 +14,9 @@ __all__ = ["PerKey"]
 
 _ATTEMPTS: Final = 8
 
+_PLACE: Final = "keys/"
+"""What stands before a handle in a cache; no handle has a slash."""
+
 
 class PerKey:
     """A store's fields one by one, as bytes: for tools, and for code that came with such an interface.
@@ -21,9 +24,10 @@ class PerKey:
     Every call is one or two round trips and atomic. Whoever holds the store may read and write any session,
     so nothing here asks for an id. A session writes bytes as bytes; anything else it wrote comes as JSON.
 
-    Over a cache there are no sessions that must exist: what is put is kept for as long as the cache keeps anything, and
-    two who put into one session at once may lose one of both. Take a cache of its own for that, for in one that stands
-    in front of a store handlers would show what is put there.
+    Over a cache it sees what was put through it and nothing else. That lies apart, under a name that no handler asks
+    for: nothing here changes what a handler finds, and no write to a session or end of one changes what is found here.
+    There are no sessions that must exist: what is put is kept for as long as the cache keeps anything, and two who put
+    into one session at once may lose one of both.
     """
 
     __slots__ = ("_store",)
@@ -96,20 +100,24 @@ def _over(kept: Store | Cache) -> "Store | _OverCache":
 
 
 class _OverCache:
-    """The two verbs that PerKey needs, over a cache: every session exists there, and is empty at first."""
+    """The two verbs that PerKey needs, over a cache: every session exists there, and is empty at first.
+
+    A record of ours in a session's own place would be believed by handlers, which find no session in it.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self.clock = cache.clock
+        self.clock: Clock = getattr(cache, "clock", None) or SystemClock()
 
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record:
-        record, now = opened(self._cache.get(handle)), self.clock.now()
+        place = _PLACE + handle
+        record, now = opened(self._cache.get(place)), self.clock.now()
         if record is None:
-            return Record(handle, "", now, FOREVER, FOREVER, FOREVER, bytes(PROOF_BYTES), now)
+            return Record(place, "", now, FOREVER, FOREVER, FOREVER, bytes(PROOF_BYTES), now)
         return record if keys is None else record.only(keys)
 
     def apply(self, handle: str, _proof: bytes, changes: Changes) -> None:
-        lease, now = self._cache.lease(handle), self.clock.now()
+        lease, now = self._cache.lease(_PLACE + handle), self.clock.now()
         record = self.load(handle)
         fields, _ = changed_fields(record.fields, changes, now)
-        self._cache.put(handle, record.written(fields, now), lease)
+        self._cache.put(_PLACE + handle, record.written(fields, now), lease)

@@ -519,3 +519,33 @@ def test_a_cache_keeps_keys_for_a_while_too(clock):
     assert keys.get("ann", "c") == b"3"
     clock.advance(0.001)
     assert keys.get("ann", "c") is None
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_handlers_see_nothing_of_keys_that_are_put_into_their_cache_and_lose_nothing(store, is_cached):
+    visitor = node_on(store)
+    cache, s = visitor.config.cache, Site(visitor)
+    cookies = begun(s)
+    handle = s.visit(lambda session: session.handle)
+    keys = PerKey(cache)
+    if not is_cached:
+        cache.clear()
+    keys.put(handle, "ghost", b"x", 5)
+    keys.delete(handle, "n")
+    assert keys.get(handle, "n") is None
+    for _ in range(2):
+        assert s.visit(dict, HTTP_COOKIE=cookies) == {"n": 1}
+        assert s.visit(lambda session: session.is_live(), HTTP_COOKIE=cookies)
+    assert s.answer.cookies == []
+    s.visit(lambda session: session.revoke())
+    assert keys.get(handle, "ghost") == b"x"
+
+
+def test_a_server_only_session_is_found_behind_keys_of_its_handle(store):
+    cache = LocalCache(clock=store.clock)
+    jobs = Handler("job", SECRET, with_clock(store.clock), with_store(store), with_cache(cache), server_only)
+    made = jobs.generate_by_id("x")
+    made["n"] = 1
+    made.commit()
+    PerKey(cache).put(made.handle, "k", b"v", 60)
+    assert dict(jobs.load_by_id("x")) == {"n": 1}
