@@ -18,8 +18,8 @@ from sessiontree import (
     Conflict,
     KeyNotFound,
     RecordTooLarge,
-    SessionError,
     SessionGone,
+    StoreCorrupt,
     StoreUnavailable,
     UsageError,
 )
@@ -590,8 +590,17 @@ def test_a_sqlite_store_opens_by_a_relative_or_an_absolute_path(tmp_path, monkey
 
 
 def test_a_sqlite_store_that_cannot_be_opened_is_an_error_of_ours(tmp_path):
-    with pytest.raises(SessionError):
+    with pytest.raises(ConfigError, match="folder"):
         open_store(f"sqlite:///{tmp_path}/missing/sessions.db")
+    (tmp_path / "seen.db").touch(mode=0o644)
+    with pytest.raises(ConfigError, match="chmod"):
+        open_store(f"sqlite:///{tmp_path}/seen.db")
+    (tmp_path / "junk.db").touch(mode=0o600)
+    (tmp_path / "junk.db").write_bytes(b"junk" * 1000)
+    with pytest.raises(StoreCorrupt):
+        open_store(f"sqlite:///{tmp_path}/junk.db")
+    page = (Path(__file__).parents[1] / "docs/stores.md").read_text()
+    assert "such\nas a folder that does not exist or a file that others may read; `StoreUnavailable`" in page
 
 
 # -- what a MemoryStore has of its own --------------------------------------------------------
