@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import ConfigError, UsageError
 from ..keys import KeyRing, Keys
@@ -207,6 +207,21 @@ class Handler:
         if self.config.store is None and listing is not None:
             return asked(self, None, sweep_expired, listing)
         return asked(self, None, sweep, self, self._store("sweep()"))
+
+    def __copy__(self) -> "Handler":
+        """Return the handler itself: nobody can change it."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Handler":
+        """Return the handler itself: its stores, caches and keys are shared by all who have it."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Raise TypeError: a handler holds secrets and connections, and another process needs its own."""
+        raise TypeError(
+            f"The handler {self.path!r} is not pickled: build it in a module that each process imports, and look it up "
+            "there."
+        )
 
     def _handle_of(self, session: "Session") -> str | None:
         """Return the handle of a session of ours; raise UsageError for another handler's, which would keep nothing."""

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import logging
+import pickle
 import warnings
 
 import pytest
@@ -20,6 +21,7 @@ from sessiontree import (
     KeyRing,
     UsageError,
     with_absolute_timeout,
+    with_cache,
     with_clock,
     with_cookie,
     with_eager,
@@ -31,6 +33,7 @@ from sessiontree import (
     with_logger,
     with_max_age,
     with_serializer,
+    with_store,
 )
 from sessiontree.caches.local import LocalCache
 from sessiontree.handlers import options as options_module
@@ -82,9 +85,20 @@ def test_handlers_are_values():
     assert one != Handler("visitor", OTHER_SECRET, with_max_age(5))
     assert len({one, two, one.spawn("a"), two.spawn("a"), one.spawn("b")}) == 3
     assert one.spawn("a") != Handler("a", SECRET)
-    assert copy.copy(one) == one
+    assert copy.copy(one) is one
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.name = "other"
+
+
+def test_a_handler_copies_as_itself_and_is_not_pickled():
+    clock = FakeClock()
+    store, cache = MemoryStore(clock=clock), LocalCache(clock=clock)
+    handler = Handler("v", SECRET, with_clock(clock), with_store(store), with_cache(cache)).spawn("u")
+    assert copy.copy(handler) is handler
+    assert copy.deepcopy({"a": [handler]})["a"][0] is handler
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match=r"'v/u' is not pickled: build it in a module"):
+            pickle.dumps(handler, protocol)
 
 
 @given(st.lists(an_option(), max_size=6))
