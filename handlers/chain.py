@@ -1,9 +1,12 @@
 """The chain: several links in front of one application, outermost first."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from ..errors import ConfigError
+from .csrf import Csrf
+from .enforcer import Enforcer
+from .handler import Handler
 from .wsgi import seen_through
 
 if TYPE_CHECKING:
@@ -28,10 +31,11 @@ def chain(*links: Link) -> "Callable[[WSGIApplication], WSGIApplication]":
     """Return a function that puts the links in front of an application, the first one outermost.
 
     ``chain(visitor, Enforcer(visitor), user)(app)`` is ``visitor.link(Enforcer(visitor).link(user.link(app)))``.
-    Raises ConfigError for handlers that clash, a child outside its parent, and an Enforcer or Csrf
-    outside its handlers.
+    Raises ConfigError for handlers that clash, a child outside its parent, and an Enforcer or Csrf outside its
+    handlers. Where one of them is in the application or in a link of yours, the returned function raises it.
     """
     wrappers = [_wrapper(link) for link in links]
+    _check([link for link in links if type(link) in _OURS])
 
     def build(app: "WSGIApplication") -> "WSGIApplication":
         for wrap in reversed(wrappers):
@@ -42,6 +46,21 @@ def chain(*links: Link) -> "Callable[[WSGIApplication], WSGIApplication]":
         return app
 
     return build
+
+
+_OURS: Final = (Handler, Enforcer, Csrf)
+"""Links that do nothing but look where they stand when they are put in front of an application."""
+
+
+def _check(links: "list[Any]") -> None:
+    """Raise what putting these in front of any application would raise."""
+    app: Any = _nothing
+    for link in reversed(links):
+        app = link.link(app)
+
+
+def _nothing(_environ: Any, _start_response: Any) -> Any:
+    """Stand for an application that nobody calls."""
 
 
 def _wrapper(link: Any) -> "Callable[[WSGIApplication], WSGIApplication]":

@@ -636,7 +636,28 @@ def test_handlers_that_clash_are_refused_when_the_chain_is_built():
         ((Handler("a", SECRET, with_header("X-S")), Handler("b", SECRET, with_header("x-s"))), "header"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            chain(*links)(app)
+            chain(*links)
+    for outer, inner, words in [(visitor, visitor, "named"), (user, visitor, "outside its parent")]:
+        with pytest.raises(ConfigError, match=words):
+            chain(outer)(inner.link(app))
+
+
+def test_a_link_of_somebody_elses_is_put_in_front_of_one_application_and_no_other():
+    visitor, _ = clocked("visitor")
+    seen = []
+
+    def noting(app):
+        seen.append(app)
+        return app
+
+    class Noting(Enforcer):
+        def link(self, app):
+            return noting(super().link(app))
+
+    build = chain(visitor, noting, Noting(visitor))
+    assert seen == []
+    build(plain_app(lambda request: None))
+    assert len(seen) == 2
 
 
 def test_a_handler_that_is_not_linked_is_refused_and_an_equal_one_is_not():
