@@ -113,14 +113,16 @@ class Registry:
         context = self._context
         if context is None:
             get = environ.get
-            context = self._context = Context()
+            context = Context()
             context.enter(get("HTTP_USER_AGENT", ""), get("REMOTE_ADDR", ""), self.done)
             if self.linked.apart:
                 context.family = WeakMethod(self.kept_apart)
-        session = self._sessions[name] = handler.kind()
+            self._context = context  # Not before: a signal may stop us anywhere, and what is known here must be whole.
+        session = handler.kind()
         session.enter(handler, context, environ.get(handler.transport.key, ""), parent)
         if handler.backing is not None:
             session.attach(self._batch(handler.backing, context, environ) if self.linked.sharing else None)
+        self._sessions[name] = session
         return session
 
     def commit(self) -> "list[Header]":
@@ -226,7 +228,7 @@ class Registry:
         context = self._context
         if context is None:
             return []
-        if len(self._sessions) > 1 or context.replacing or context.merging or context.batches:
+        if len(self._sessions) != 1 or context.replacing or context.merging or context.batches:
             return self._answers_together(context, failed=failed)
         [session] = self._sessions.values()
         answer = session.answer(failed)

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import signal
 import sys
 from wsgiref.util import FileWrapper
 
@@ -658,6 +659,38 @@ def test_a_link_of_somebody_elses_is_put_in_front_of_one_application_and_no_othe
     assert seen == []
     build(plain_app(lambda request: None))
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("torn", ["sessiontree.handlers.context.Context", "sessiontree.handlers.looking.Looking"])
+def test_a_request_that_a_signal_stops_at_its_first_look_ends_as_any_other(torn, monkeypatch):
+    """A signal may come between any two steps; here it comes where a session or what sessions share is half made."""
+    visitor, _ = clocked("visitor")
+    user = visitor.spawn("user")
+    errors = []
+
+    def app(request, start_response):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{torn}.enter", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+            try:
+                user.session(request)
+            except KeyboardInterrupt as error:
+                errors.append(error)
+        if request["PATH_INFO"] == "/on":
+            assert user.session(request).get("x") is None
+            start_response("200 OK", list(OK))
+            return [b"went on"]
+        raise errors[0]
+
+    linked = chain(visitor, user)(app)
+    assert run(linked, environ("/on")).text == "went on"
+    with pytest.raises(KeyboardInterrupt):
+        run(linked, environ())
+    bare = environ()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{torn}.enter", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            visitor.session(bare)
+    assert bare["sessiontree"].commit() == []
 
 
 def test_a_handler_that_is_not_linked_is_refused_and_an_equal_one_is_not():
