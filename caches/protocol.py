@@ -21,10 +21,17 @@ from ..records import Record
 from .kept import Kept
 from .stats import Stats
 
-__all__ = ["MAX_STALENESS", "Cache", "Cached", "Lease", "Lingering"]
+__all__ = ["MAX_STALENESS", "OPTIONAL", "Cache", "Cached", "Lease", "Lingering"]
 
 MAX_STALENESS: Final = 5.0
 """How many seconds an entry may be served for, unless the cache says otherwise, counted from its lease."""
+
+OPTIONAL: Final = frozenset({"clock", "close", "is_absent", "max_staleness"})
+"""What a handler's cache may go without.
+
+Without ``is_absent`` it is never told that a store has no such record; without a ``clock`` nobody can check that it
+tells the time as the handler does; without ``max_staleness`` five seconds are taken for it.
+"""
 
 Lease: TypeAlias = Any
 """What ``lease`` returns and ``put`` takes: the cache's own business."""

@@ -144,16 +144,19 @@ def _leased(wanted: Wanted) -> tuple[bool, Any]:
     if cache is None:
         return False, None
     try:
-        is_absent = cache.is_absent(handle) and not (DOUBTS and why_doubted(cache, handle))
-        return (True, None) if is_absent else (False, cache.lease(handle))
+        if hasattr(cache, "is_absent") and cache.is_absent(handle) and not (DOUBTS and why_doubted(cache, handle)):
+            return True, None
+        return False, cache.lease(handle)
     except Exception as error:  # noqa: BLE001 - as above
         emit(wanted.handler, "cache", handle, type(error).__name__)
         return False, None
 
 
 def _fill(wanted: Wanted, record: Record | None, lease: Any) -> None:
+    cache: Cache = wanted.handler.cache  # type: ignore[assignment]
     try:
-        wanted.handler.cache.put(wanted.handle, record, lease)  # type: ignore[union-attr]
+        if record is not None or hasattr(cache, "is_absent"):
+            cache.put(wanted.handle, record, lease)
     except Exception as error:  # noqa: BLE001 - as above
         emit(wanted.handler, "cache", wanted.handle, type(error).__name__)
 

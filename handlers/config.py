@@ -124,7 +124,7 @@ class Config:
                 'with_outage("stale") away.'
             )
         for part in (self.store, self.revocations, self.cache):
-            if part is not None and part.clock != self.clock:
+            if part is not None and getattr(part, "clock", self.clock) != self.clock:
                 raise ConfigError(
                     f"{self.name!r} and its {type(part).__name__} tell the time by different clocks: pass one clock to "
                     "both, with_clock(clock) and clock=clock."

@@ -194,7 +194,10 @@ class Handler:
         """
         if self.cache is None:
             raise ConfigError(f"follow() is for a handler with a cache: add with_cache() to {self.path!r}.")
-        return follow(self._store("follow()"), self.cache, on_loss=lambda: emit(self, "feed"))
+        store = self._store("follow()")
+        if not hasattr(self.config.store, "watch"):  # What announces its changes has the verb all the same.
+            store = self.config.store  # type: ignore[assignment]
+        return follow(store, self.cache, on_loss=lambda: emit(self, "feed"))
 
     def sweep(self) -> int:
         """Remove what expired an hour ago or more from the store, and this handler's sessions whose ancestors are dead.

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import ref
 
 from ..clock import Clock, Duration, milliseconds
 from ..errors import ConfigError
@@ -242,24 +243,33 @@ def with_events(f: Listener | None) -> Option:
 
 
 def _cache(cache: Any) -> Any:
-    from ..caches.protocol import Cache  # noqa: PLC0415 - only those who have a cache
-    from ..stores.protocol import fits  # noqa: PLC0415 - as above
+    from ..caches.protocol import OPTIONAL, Cache  # noqa: PLC0415 - only those who have a cache
 
-    if not fits(cache, Cache):
-        raise ConfigError(
-            f"with_cache() takes a cache, for example LocalCache(max_sessions=10_000), not {type(cache).__name__}."
-        )
+    _complete(cache, Cache, OPTIONAL, "with_cache() takes a cache", "LocalCache(max_sessions=10_000)")
+    try:
+        hash(ref(cache))
+    except TypeError as error:
+        raise ConfigError(f"with_cache() takes a cache that can be hashed and referred to weakly: {error}.") from error
     return cache
 
 
 def _store(store: Any, name: str) -> Any:
-    from ..stores.protocol import Store, fits  # noqa: PLC0415 - only those who have a store
+    from ..stores.protocol import OPTIONAL, Store  # noqa: PLC0415 - only those who have a store
 
-    if not fits(store, Store):
-        raise ConfigError(
-            f"{name}() takes a store, for example open_store('sqlite:///sessions.db'), not {type(store).__name__}."
-        )
+    _complete(store, Store, OPTIONAL, f"{name}() takes a store", "open_store('sqlite:///sessions.db')")
     return store
+
+
+def _complete(candidate: Any, protocol: type, optional: "frozenset[str]", otherwise: str, such_as: str) -> None:
+    """Raise ConfigError for what lacks any of a protocol, and say what; or, if it lacks most, what to take instead."""
+    from ..stores.protocol import missing  # noqa: PLC0415 - as above
+
+    lacking = missing(candidate, protocol, optional)
+    name = type(candidate).__name__
+    if isinstance(candidate, type) or 2 * len(lacking) > len(missing(None, protocol, optional)):
+        raise ConfigError(f"{otherwise}, for example {such_as}, not {name}.")
+    if lacking:
+        raise ConfigError(f"{otherwise}, and {name} has no {' and no '.join(map(repr, lacking))}.")
 
 
 def _timeout(timeout: Duration | None, name: str) -> int:

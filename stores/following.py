@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 
 from ..caches.protocol import MAX_STALENESS, Cache
 from ..clock import Clock, SystemClock, stopwatch
+from ..errors import NotImplementedByStore
 from .protocol import Store
 
 __all__ = ["DOUBTS", "doubt", "dropping", "follow", "serves_beyond", "why_doubted"]
@@ -24,6 +25,8 @@ def follow(store: Store, *caches: Cache, on_loss: Callable[[], object] = lambda:
     Without it they serve that for their ``max_staleness``; so they do while the feed is lost, after they have dropped
     all. ``on_loss`` is called then, from the feed's thread. Raises NotImplementedByStore for a store without a feed.
     """
+    if not hasattr(store, "watch"):
+        raise NotImplementedByStore(f"{type(store).__name__} has no feed: caches are right after max_staleness.")
     changed = [dropping(ref(cache)) for cache in caches]
 
     def tell(handle: str | None) -> None:

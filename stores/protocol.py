@@ -13,13 +13,27 @@ from typing import Final, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_check
 from ..clock import Clock, Duration
 from ..records import Changes, Page, Record, Version
 
-__all__ = ["PAGE", "SWEEP_MARGIN_MS", "Confirming", "Pipelining", "Reloading", "Store", "Write", "fits"]
+__all__ = [
+    "OPTIONAL",
+    "PAGE",
+    "SWEEP_MARGIN_MS",
+    "Confirming",
+    "Pipelining",
+    "Reloading",
+    "Store",
+    "Write",
+    "fits",
+    "missing",
+]
 
 PAGE: Final = 100
 """How many records a page has, unless the caller says otherwise."""
 
 SWEEP_MARGIN_MS: Final = 3_600_000
 """How long a record must have expired before a sweep removes it, for the clocks of several machines differ."""
+
+OPTIONAL: Final = frozenset({"watch"})
+"""What a handler's store may go without: who asks for the feed gets NotImplementedByStore."""
 
 Write: TypeAlias = tuple[str, bytes, Changes]
 """What ``apply`` takes."""
@@ -32,7 +46,12 @@ def fits(candidate: object, protocol: type[_P]) -> TypeGuard[_P]:
 
     From Python 3.12 on ``isinstance()`` no longer asks that, and a store may well stand behind somebody's proxy.
     """
-    return not isinstance(candidate, type) and all(hasattr(candidate, name) for name in _names(protocol))
+    return not isinstance(candidate, type) and not missing(candidate, protocol)
+
+
+def missing(candidate: object, protocol: type, optional: Collection[str] = ()) -> list[str]:
+    """Return, in order, what one of these protocols names and an object has not, but for what it may go without."""
+    return sorted(name for name in _names(protocol).difference(optional) if not hasattr(candidate, name))
 
 
 def _names(protocol: type) -> frozenset[str]:
