@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
-from ..caches.kept import Kept
+from ..caches.kept import Kept, opened
 from ..records import Record
 from ..stores.following import DOUBTS, doubt, dropping, serves_beyond, why_doubted
 from .breaker import breaker_of
 from .events import emit
 
 if TYPE_CHECKING:
-    from ..caches.protocol import Cache, Cached
+    from ..caches.protocol import Cache
     from ..stores.protocol import Store
     from .handler import Handler
 
@@ -93,15 +93,11 @@ def stale(wanted: Wanted) -> "Record | None":
         return None
     try:
         kept = handler.cache.stale(wanted.handle, wanted.version, handler.config.stale_for / 1000)  # type: ignore[attr-defined]
-        record = _opened(kept)
+        record = opened(kept)
     except Exception as error:  # noqa: BLE001 - whatever a cache fails at is a miss
         emit(handler, "cache", wanted.handle, type(error).__name__)
         return None
     return record if record is not None and record.is_live(handler.now()) else None
-
-
-def _opened(kept: "Cached | None") -> "Record | None":
-    return kept.record() if isinstance(kept, Kept) else kept
 
 
 def at_hand(handler: "Handler", handle: str, version: int, now: int) -> "Record | None":
@@ -110,7 +106,7 @@ def at_hand(handler: "Handler", handle: str, version: int, now: int) -> "Record 
         kept = handler.cache.get(handle, version)  # type: ignore[union-attr]
         if kept is None or (DOUBTS and _is_doubted(handler, handle)):
             return None
-        record = kept.record() if isinstance(kept, Kept) else kept
+        record = kept.record() if isinstance(kept, Kept) else kept  # opened(), without its frame
     except Exception as error:  # noqa: BLE001 - as above
         emit(handler, "cache", handle, type(error).__name__)
         return None

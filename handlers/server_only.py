@@ -142,10 +142,6 @@ class ServerOnlySession(StoredSession):
         self._be_there()
         return super().update_key(key, fn, default)
 
-    def _after(self, record: Record, changes: Changes) -> Record:
-        """Remember when this was, too: who holds the session for long commits often, and is to touch it seldom."""
-        return super()._after(record, changes)._replace(seen=self.handler.now())
-
     def _is_nobodys(self) -> bool:
         return False
 
@@ -166,6 +162,8 @@ class ServerOnlySession(StoredSession):
 
     def _create(self) -> None:
         """Insert the record, or, if another request was faster, write into what that one created."""
+        if self.handler.idles:
+            self._touch_if_due()
         for _ in range(MOST_RACES):
             record = self._new_record()
             try:
