@@ -9,6 +9,7 @@ from ..keys import KeyRing, Keys
 from ..serializer import CustomFields, JsonSerializer
 from ..stores.announced import announced
 from ..stores.following import follow
+from ..stores.protocol import Reloading, fits
 from .caching import attach
 from .carried import CarriedSession
 from .claim import ClaimTokens
@@ -64,6 +65,7 @@ class Handler:
     backing: "Store | None" = field(compare=False)
     cache: "Cache | None" = field(compare=False)
     contents: Contents = field(compare=False)
+    versioned: bool = field(compare=False)
     places: "Callable[[Any], Iterable[tuple[str, int]]] | None" = field(compare=False)
 
     def __init__(self, name: str, keys: Keys, *options: HandlerOption) -> None:
@@ -309,6 +311,7 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         "backing": backing,
         "cache": config.cache,
         "contents": _contents(config, path, fields),
+        "versioned": config.cache is not None or (backing is not None and fits(backing, Reloading)),
         "places": _places(config),
     }
     for name, value in settled.items():

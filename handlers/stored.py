@@ -332,8 +332,8 @@ class StoredSession(LimitedSession):
             self._update(failed=failed)
             if failed:
                 self._drop_edits()
-        if handler.cache is not None and self._version > self._seen_version and self._is_held_by_the_client():
-            # On another process, an older entry of its cache must not hide this write from the one who made it.
+        if handler.versioned and self._version > self._seen_version and self._is_held_by_the_client():
+            # On another process, an older copy in front of the store must not hide this write from the one who made it.
             self._answered = self._line(failed=failed)
             self._seen_version = self._version
         return self._answered

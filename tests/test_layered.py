@@ -1517,3 +1517,24 @@ def test_a_front_holds_no_cookie_and_no_id(tmp_path):
             assert secret.encode() not in place
     stolen = environ(HTTP_COOKIE=f"__Host-visitor={handle}")
     assert site.handler.loaded(stolen) is False
+
+
+def test_whoever_wrote_sees_it_on_another_process_though_the_front_missed_the_drop():
+    clock = FakeClock()
+    primary, shared = MemoryStore(clock=clock), MemoryStore(clock=clock)
+    blinking = FaultyStore(shared)
+    mine, theirs = (
+        Handler("user", SECRET, with_clock(clock), with_store(LayeredStore(primary, front)))
+        for front in (blinking, shared)
+    )
+    s, elsewhere = Site(mine), Site(theirs)
+    s.visit(lambda session: session.update(cart=["pen"]))
+    clock.advance(1)
+    assert elsewhere.visit(dict, elsewhere.another_browser(), HTTP_COOKIE=s.browser.jar.header())
+    blinking.down()
+    s.visit(lambda session: session.update(cart=["pen", "book"]))
+    blinking.up()
+    assert len(s.answer.cookies) == 1
+    assert elsewhere.visit(dict, elsewhere.another_browser(), HTTP_COOKIE=s.browser.jar.header()) == {
+        "cart": ["pen", "book"]
+    }

@@ -7,9 +7,11 @@ change, and from bringing the dead back, is told in ``front``. What follows from
 * **In this store object** a change is seen by everything that begins after it has returned, whatever the front does.
 * **Elsewhere too**, if the front took the drop and has kept it, for the drop comes before the answer: who comes with
   the cookie of a completed write finds nothing in the front and is read from the primary. ``load`` needs no version.
-* **Elsewhere after at most** ``max_staleness``, if the front failed or lost what it had; and a cache of the handler in
-  front of this store keeps what it read for its own ``max_staleness`` on top. Machines whose clocks differ add the
-  difference.
+* **For who made the change** at once, on any process: the client's token has the version of its last write, and what
+  is older is read anew (``reload``).
+* **For others elsewhere after at most** ``max_staleness``, if the front failed or lost what it had; and a cache of the
+  handler in front of this store keeps what it read for its own ``max_staleness`` on top. Machines whose clocks differ
+  add the difference.
 * **While the front fails**, every verb asks the primary. At most one call of a verb waits for the front, and one that
   was slow to fail is left alone for a second.
 * **While the primary fails**, a copy that is fresh is still served, as it would be if the primary were up: that needs
