@@ -273,8 +273,9 @@ def _touch(session: StoredSession, record: Record) -> None:
     idle = session._who().idle
     if idle == record.idle:
         return
-    if session._is_touched(record, Changes(idle=idle)):
-        session._record = record._replace(idle=idle, seen=session.handler.now())
+    touch = Changes(idle=idle)
+    if session._is_touched(record, touch):
+        session._take_note(touch)
         session._changes = lacks & ~(IDENTITY | TOUCHED) if lacks & TOUCHED else lacks
     else:
         session._identity, session._ends, session._changes = who, who.ends, lacks
