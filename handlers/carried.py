@@ -46,7 +46,7 @@ class CarriedSession(Session):
         origin = self._origin
         if self._changes == DATA and origin is not None and self._is_plain():
             # What nearly every write is: plain data in place of plain data.
-            return self._header(origin[: self._rest] + self.handler.fields.pack(self._data, self._plain))
+            return self._header(origin[: self._rest] + self.handler.serializer.pack(self._data, self._plain))
         return self._replacement(self._told)
 
     def _check_writable(self) -> None:
@@ -66,7 +66,7 @@ class CarriedSession(Session):
         head = self._who().write() if changes & IDENTITY or origin is None else origin[: self._rest]
         if not changes & DATA and origin is not None:
             return made(head + origin[self._rest :])
-        rest = handler.fields.pack(self._data, self._plain)
+        rest = handler.serializer.pack(self._data, self._plain)
         if self._extras is not None:
             rest = write_rest(self._extras, rest)
         return made(head + rest)
@@ -97,7 +97,7 @@ class CarriedSession(Session):
 
     def _header(self, content: bytes) -> str:
         """Return the response header's value, if browsers would keep it."""
-        value = self.handler.line(content)
+        value = self.handler.header_value(content)
         if content[0] & SEPARATE:
             value += self._lasting(Identity.read(content))
         if len(value) > LARGEST_SET_COOKIE:
@@ -105,7 +105,7 @@ class CarriedSession(Session):
         return value
 
     def _weighed(self, size: int) -> str:
-        dumps = self.handler.fields.dumps
+        dumps = self.handler.serializer.dumps
         parts = [(len(dumps(value)), repr(key)) for key, value in self._data.items()]
         if self._extras is not None:
             parts += [(len(self._extras.write()), "subject, flash messages and expiries")]

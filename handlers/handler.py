@@ -50,23 +50,58 @@ class Handler:
     """
 
     config: Config
+    """Every setting."""
+
     parent: "Handler | None"
+    """The handler whose sessions ours depend on; None for a root."""
+
     name: str = field(compare=False)
     path: str = field(compare=False)
+    """The names from the root down to this one: "visitor/user"."""
+
+    # What requests need of that, worked out once.
+
     transport: Transport = field(compare=False)
+    """How tokens travel."""
+
     vary: str = field(compare=False)
-    find: "Callable[[str], list[str]]" = field(compare=False)
-    tokens: Any = field(compare=False)
-    line: "Callable[[bytes], str]" = field(compare=False)
-    fields: JsonSerializer | CustomFields = field(compare=False)
-    now: "Callable[[], int]" = field(compare=False)
-    idles: bool = field(compare=False)
-    kind: "type[Session]" = field(compare=False)
-    backing: "Store | None" = field(compare=False)
-    cache: "Cache | None" = field(compare=False)
+    """The request header that they come in."""
+
+    find_tokens: "Callable[[str], list[str]]" = field(compare=False)
+    """Returns what may be our token in that header, in order."""
+
+    codec: Any = field(compare=False)
+    """Opens and makes tokens: a TokenCodec, or ClaimTokens where a store has the sessions."""
+
+    header_value: "Callable[[bytes], str]" = field(compare=False)
+    """Returns the value of the response header that gives the client a token with this content."""
+
+    serializer: JsonSerializer | CustomFields = field(compare=False)
+    """What values are written with."""
+
     contents: Contents = field(compare=False)
+    """What fields of a store are written with: the same, sealed if that was asked for."""
+
+    now: "Callable[[], int]" = field(compare=False)
+    """Returns the time in milliseconds since the epoch."""
+
+    idles: bool = field(compare=False)
+    """Whether there is an idle timeout."""
+
+    session_class: "type[Session]" = field(compare=False)
+    """The kind of Session, which decides where one is kept."""
+
+    store: "Store | None" = field(compare=False)
+    """Where sessions are kept, or the list of those that were revoked; it announces each change. None for neither."""
+
+    cache: "Cache | None" = field(compare=False)
+    """What stands in front of the store, if anything does."""
+
     versioned: bool = field(compare=False)
-    places: "Callable[[Any], Iterable[tuple[str, int]]] | None" = field(compare=False)
+    """Whether what is read may be older than the store, so that the client's token tells which version it has seen."""
+
+    wanted: "Callable[[Any], Iterable[tuple[str, int]]] | None" = field(compare=False)
+    """Returns the handles of the records that a verified token asks for, and their least versions."""
 
     def __init__(self, name: str, keys: Keys, *options: HandlerOption) -> None:
         """Describe the sessions of this name, signed with these keys."""
@@ -238,11 +273,11 @@ class Handler:
         return session.handle
 
     def _store(self, call: str) -> "Store":
-        if self.config.store is None or self.backing is None:
+        if self.config.store is None or self.store is None:
             raise ConfigError(
                 f"{call} needs a store: {self.path!r} keeps its sessions in the browser: add with_store()."
             )
-        return self.backing
+        return self.store
 
     def _check_server_only(self, call: str) -> None:
         if not self.config.server_only:
@@ -281,7 +316,7 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
     """Check the settings and make of them what requests need, once and for all."""
     config = config.settled()
     config.check()
-    ancestors = list(_line(parent))
+    ancestors = list(_ancestry(parent))
     if len(ancestors) >= DEEPEST_TREE:
         raise ConfigError(f"{config.name!r} would lie deeper than {DEEPEST_TREE} levels: flatten the tree.")
     if any(ancestor.name == config.name for ancestor in ancestors):
@@ -289,11 +324,11 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
             f"{config.name!r} is already an ancestor: a session cannot spawn itself; choose another name."
         )
     path = "/".join([*(ancestor.name for ancestor in reversed(ancestors)), config.name])
-    fields = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
-    carrier, tokens, backing = _transport(config, path), _tokens(config, path), _backing(config)
-    if config.cache is not None and backing is not None:
+    serializer = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
+    carrier, codec, store = _transport(config, path), _codec(config, path), _announcing_store(config)
+    if config.cache is not None and store is not None:
         # It hears what other handlers on this store object change, from now on.
-        attach(config.cache, backing, config.stale_for / 1000)
+        attach(config.cache, store, config.stale_for / 1000)
     settled: dict[str, Any] = {
         "config": config,
         "parent": parent,
@@ -301,18 +336,18 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         "path": path,
         "transport": carrier,
         "vary": carrier.vary,
-        "find": carrier.tokens,
-        "tokens": tokens,
-        "line": tokens.sealer(carrier.before, carrier.after),
-        "fields": fields,
+        "find_tokens": carrier.tokens,
+        "codec": codec,
+        "header_value": codec.sealer(carrier.before, carrier.after),
+        "serializer": serializer,
         "now": config.clock.now,
         "idles": config.idle > 0,
-        "kind": _kind(config),
-        "backing": backing,
+        "session_class": _session_class(config),
+        "store": store,
         "cache": config.cache,
-        "contents": _contents(config, path, fields),
-        "versioned": config.cache is not None or (backing is not None and fits(backing, Reloading)),
-        "places": _places(config),
+        "contents": _contents(config, path, serializer),
+        "versioned": config.cache is not None or (store is not None and fits(store, Reloading)),
+        "wanted": _wanted(config),
     }
     for name, value in settled.items():
         object.__setattr__(handler, name, value)
@@ -326,13 +361,13 @@ def _transport(config: Config, path: str) -> Transport:
     return CookieTransport(config.policy, config.policy.name_for(config.name))
 
 
-def _backing(config: Config) -> "Store | None":
+def _announcing_store(config: Config) -> "Store | None":
     """Return the store to use: one that announces what is changed."""
     store = config.store if config.store is not None else config.revocations
     return None if store is None else announced(store)
 
 
-def _kind(config: Config) -> "type[Session]":
+def _session_class(config: Config) -> "type[Session]":
     """Return the class that decides where a session of this handler is kept."""
     if config.server_only:
         return ServerOnlySession
@@ -341,27 +376,27 @@ def _kind(config: Config) -> "type[Session]":
     return CarriedSession if config.revocations is None else RevocableSession
 
 
-def _tokens(config: Config, path: str) -> Any:
+def _codec(config: Config, path: str) -> Any:
     if config.store is not None:
         return ClaimTokens(config.keys, path)
     return token_codec(config.keys, "session", path, sealed=config.encrypted, clock=config.clock)
 
 
-def _contents(config: Config, path: str, fields: Any) -> Contents:
+def _contents(config: Config, path: str, serializer: Any) -> Contents:
     """Return what reads and writes the fields in a store."""
-    if type(fields) is JsonSerializer and not config.encrypted:
-        return PlainContents(fields)
-    return OpaqueContents(fields, FieldSealer(config.keys, path, config.clock) if config.encrypted else None)
+    if type(serializer) is JsonSerializer and not config.encrypted:
+        return PlainContents(serializer)
+    return OpaqueContents(serializer, FieldSealer(config.keys, path, config.clock) if config.encrypted else None)
 
 
-def _places(config: Config) -> "Callable[[Any], Iterable[tuple[str, int]]] | None":
+def _wanted(config: Config) -> "Callable[[Any], Iterable[tuple[str, int]]] | None":
     """Return what names the records that a verified token of this handler asks for, and their least versions."""
     if config.server_only:
         return None
     return marks_of if config.store is None else lambda claim: ((claim.handle, claim.version),)
 
 
-def _line(handler: Handler | None) -> Iterator[Handler]:
+def _ancestry(handler: Handler | None) -> Iterator[Handler]:
     """Yield the handler, its parent, and so on up to the root."""
     while handler is not None:
         yield handler

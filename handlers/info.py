@@ -94,13 +94,13 @@ def with_live_ancestors(handler: "Handler", records: "list[Record]") -> "list[Re
     Of ancestors that clients carry only their list of revocations can be asked, if they have one.
     """
     above = handler.parent
-    if above is None or above.backing is None or not records:
+    if above is None or above.store is None or not records:
         return records
     if above.config.store is None:
         marks = {under: revoked_mark(under) for under in map(handle_above, records)}
-        listed = above.backing.load_many(list(marks.values()))
+        listed = above.store.load_many(list(marks.values()))
         return [record for record in records if marks[handle_above(record)] not in listed]
-    parents = above.backing.load_many(list({handle_above(record) for record in records}))
+    parents = above.store.load_many(list({handle_above(record) for record in records}))
     here = [parent for parent in parents.values() if parent.path == above.path]
     born = above.config.server_only
     alive = {lineage_of(parent, born=born): parent.ends for parent in with_live_ancestors(above, here)}

@@ -85,7 +85,7 @@ class LimitedSession(WritingSession):
         undoing = self._undoing(self._known(), changes)
         self._apply(changes)
         if changes.proof is not None:
-            self._answered = self._line(failed=True)  # The new id holds, whatever becomes of the rest.
+            self._answered = self._header_value(failed=True)  # The new id holds, whatever becomes of the rest.
         self._take_note(changes)
         self._tell()
 
@@ -122,9 +122,9 @@ class LimitedSession(WritingSession):
             "be ended first, for example on a page that lists handler.sessions()."
         )
 
-    def _line(self, *, failed: bool = False) -> str:
+    def _header_value(self, *, failed: bool = False) -> str:
         """Return the response header's value that gives the client its token; after a failure, for the life it had."""
         who = self._who()
         if failed and self._record is not None:
             who = who._replace(own=self._record.own)
-        return self.handler.line(written(who.absolute, self._version, who.handle, who.id)) + self._lasting(who)
+        return self.handler.header_value(written(who.absolute, self._version, who.handle, who.id)) + self._lasting(who)

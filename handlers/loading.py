@@ -103,8 +103,8 @@ def _outcomes(apply_many: "Callable[..., list[Version | Exception]]", writes: "l
 def _named(wanted: "list[tuple[Handler, str]]") -> Iterator[Wanted]:
     """Yield what the tokens of the request name. Only a token that verifies reaches a cache or the store."""
     for handler, source in wanted:
-        tokens = handler.find(source)
-        if len(tokens) == 1 and handler.places is not None:
+        tokens = handler.find_tokens(source)
+        if len(tokens) == 1 and handler.wanted is not None:
             with suppress(BadCookie):
-                for handle, version in handler.places(handler.tokens.open(tokens[0])):
+                for handle, version in handler.wanted(handler.codec.open(tokens[0])):
                     yield Wanted(handler, handle, version)

@@ -205,15 +205,15 @@ class Looking:
             self._note_the_look(context, handler.vary)
         try:
             # 1. Find every candidate, and let at most one through.
-            found = handler.find(self._source)
+            found = handler.find_tokens(self._source)
             if len(found) != 1:
                 found = self._the_one_of(found)
             token = found[0]
             # 2. Verify before anything is parsed.
-            content = handler.tokens.open(token)
+            content = handler.codec.open(token)
             # 3. Parse, 4. judge, 5. take the data.
             self._take(content)
-            if not token.startswith(handler.tokens.current):
+            if not token.startswith(handler.codec.current):
                 self._change(KEY)
         except RejectedError as refusal:
             self._refuse(refusal)
@@ -242,7 +242,7 @@ class Looking:
         if not self.handler.transport.strict:
             for token in dict.fromkeys(tokens):
                 with suppress(BadCookie):
-                    self.handler.tokens.open(token)
+                    self.handler.codec.open(token)
                     verified.append(token)
         if len(verified) == 1:
             return verified
@@ -263,7 +263,7 @@ class Looking:
                 self._extras, values = read_rest(content, rest)
             else:
                 values = content[rest:]
-            self._data, self._plain = handler.fields.unpack(values)
+            self._data, self._plain = handler.serializer.unpack(values)
         except RejectedError:
             raise
         except Exception as error:  # A serializer of the user's may raise anything.

@@ -49,7 +49,7 @@ class SessionMapping(Life, MutableMapping[str, Any]):
         """Write the value; the key then has no expiry of its own."""
         if key.__class__ is not str or not key.isascii():
             check_key(key)
-        plain = self.handler.fields.admit(value)
+        plain = self.handler.serializer.admit(value)
         data = self._data if self._ready and not self._context.done else self._writable()
         if not plain:
             self._plain = False
@@ -203,11 +203,11 @@ class SessionMapping(Life, MutableMapping[str, Any]):
             self._exposed = {}
             self._context.changed = True
         if key not in self._exposed:
-            self._exposed[key] = self.handler.fields.dumps(value)
+            self._exposed[key] = self.handler.serializer.dumps(value)
 
     def _changed_in_place(self, exposed: dict[str, bytes | None]) -> bool:
         """Tell whether a list, dict, set or tuple that was handed out or written differs from what we have as bytes."""
-        dumps = self.handler.fields.dumps
+        dumps = self.handler.serializer.dumps
         return any(
             before is None or dumps(self._data[key]) != before for key, before in exposed.items() if key in self._data
         )

@@ -67,7 +67,7 @@ class RenewableSession(Session):
 
     def _is_as_before(self, value: Any, before: bytes | None) -> bool:
         """Tell whether a value is the same in other bytes, as a serializer of the user's may write it."""
-        fields = self.handler.fields
+        fields = self.handler.serializer
         writes_the_same = fields.dumps(value) == fields.dumps(value)
         # Python takes 1 for True, so where bytes can tell they do.
         return before is not None and not writes_the_same and fields.loads(before) == value

@@ -45,8 +45,8 @@ class Linked(dict[str, "Handler"]):
                 self.apart.setdefault(handler.parent.name, []).append(handler)
         by_store: dict[int, list[Handler]] = {}
         for handler in handlers.values():
-            if handler.backing is not None and handler.places is not None:
-                by_store.setdefault(id(handler.backing), []).append(handler)
+            if handler.store is not None and handler.wanted is not None:
+                by_store.setdefault(id(handler.store), []).append(handler)
         self.sharing = {store: sharing for store, sharing in by_store.items() if len(sharing) > 1}
 
 
@@ -104,7 +104,7 @@ class Registry:
             self._check_linked(handler)
         if session is not None:
             return session
-        if handler.kind is ServerOnlySession and handler.config.fixed_id is None:
+        if handler.session_class is ServerOnlySession and handler.config.fixed_id is None:
             raise UsageError(
                 f"{handler.path!r} is server-only, so no request has a session of it: use load_by_id() or "
                 "generate_by_id(), or add fixed_id()."
@@ -118,10 +118,10 @@ class Registry:
             if self.linked.apart:
                 context.family = WeakMethod(self.kept_apart)
             self._context = context  # Not before: a signal may stop us anywhere, and what is known here must be whole.
-        session = handler.kind()
+        session = handler.session_class()
         session.enter(handler, context, environ.get(handler.transport.key, ""), parent)
-        if handler.backing is not None:
-            session.attach(self._batch(handler.backing, context, environ) if self.linked.sharing else None)
+        if handler.store is not None:
+            session.attach(self._batch(handler.store, context, environ) if self.linked.sharing else None)
         self._sessions[name] = session
         return session
 
@@ -271,7 +271,7 @@ class Registry:
         Where all are carried by the client nothing is written before all have their tokens.
         """
         writers = [session for session in self._sessions.values() if session.may_write]
-        writes = len(writers) > 1 and any(session.handler.backing is not None for session in writers)
+        writes = len(writers) > 1 and any(session.handler.store is not None for session in writers)
         if ends_others or writes:
             for session in writers:
                 session.rehearse()

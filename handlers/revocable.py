@@ -52,7 +52,7 @@ class RevocableSession(RenewableSession, CarriedSession):
 
     def attach(self, batch: Batch | None) -> None:
         """Look the list up in this batch; called once, before the first look."""
-        self._batch = batch or Batch(self.handler.backing, [])  # type: ignore[arg-type]
+        self._batch = batch or Batch(self.handler.store, [])  # type: ignore[arg-type]
         self._grace = 0
         self._is_listed = False  # Whether the id that the client came with is on the list,
         self._may_be_listed = False  # or was sent there, and the answer was lost.

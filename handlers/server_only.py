@@ -317,7 +317,7 @@ def by_handle(handler: "Handler", handle: str) -> Session:
     above = None
     if handler.parent is not None and record is not None:
         above = by_handle(handler.parent, handle_above(record))
-    session = handler.kind()
+    session = handler.session_class()
     _place(session, handler, above)
     session.stand_for(record)  # type: ignore[attr-defined]
     return session

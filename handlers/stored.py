@@ -79,7 +79,7 @@ class StoredSession(LimitedSession):
             self._see_dead(claim.handle)
             raise self._dead(claim.handle, Expired("The session has expired: begin a new one."))
         parent = self._parent
-        if parent is not None and parent.handler.backing is not handler.backing:
+        if parent is not None and parent.handler.store is not handler.store:
             self._check_parent_lives(parent, claim.raw_handle, now)
         if batch is None and handler.cache is None and handler.config.outage == "raise":
             record = self._store.load(claim.handle)
@@ -320,7 +320,7 @@ class StoredSession(LimitedSession):
         record, handler = self._record, self.handler
         if record is None:
             self._create()
-            self._answered = self._line()
+            self._answered = self._header_value()
         elif self._changes == DATA and not failed and self._is_plain(record):
             # What nearly every write is: a few keys and nothing else.
             if self._written:
@@ -334,7 +334,7 @@ class StoredSession(LimitedSession):
                 self._drop_edits()
         if handler.versioned and self._version > self._seen_version and self._is_held_by_the_client():
             # On another process, an older copy in front of the store must not hide this write from the one who made it.
-            self._answered = self._line(failed=failed)
+            self._answered = self._header_value(failed=failed)
             self._seen_version = self._version
         return self._answered
 
@@ -444,7 +444,7 @@ class StoredSession(LimitedSession):
             if changes.proof is not None:
                 self._tell()
         if self._changes & (KEY | IDENTITY) and self._needs_token(changes, failed=failed):
-            self._answered = self._line(failed=failed)
+            self._answered = self._header_value(failed=failed)
 
     def _is_touched(self, record: Record, changes: Changes) -> bool:
         """Count this request as activity; if that fails, it costs nobody the answer to a read."""

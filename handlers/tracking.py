@@ -238,6 +238,6 @@ class TrackedSession(RenewableSession):
             kept = {id(message) for message in (() if self._extras is None else self._extras.flashes)}
             self._flashed = [flash for flash in (*self._flashed, *self._sent) if id(flash[1]) in kept]
         if self._exposed:
-            dumps = self.handler.fields.dumps
+            dumps = self.handler.serializer.dumps
             self._exposed = {key: dumps(self._data[key]) for key in self._exposed if key in self._data}
             self._context.late = True  # What was handed out may still change while the body streams.

@@ -41,7 +41,7 @@ class WritingSession(TrackedSession):
 
     @property
     def _store(self) -> "Store":
-        return self.handler.backing  # type: ignore[return-value]
+        return self.handler.store  # type: ignore[return-value]
 
     # -- at once ---------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ class WritingSession(TrackedSession):
             now = self.handler.now()
             before, deadline = record.contents(now).get(field, (None, 0))
             value = fn(self._read(record, now).get(key, default))
-            self.handler.fields.admit(value)
+            self.handler.serializer.admit(value)
             changes = Changes(sets={field: (self.handler.contents.write(record.handle, field, value), deadline)})
             try:
                 self._apply(changes._replace(expects={field: before}))
@@ -121,7 +121,7 @@ class WritingSession(TrackedSession):
         """Apply, and take note of the version. What a store refuses is lost; after an outage one may try again."""
         record: Record = self._record  # type: ignore[assignment]
         try:
-            version = (self._batch or self.handler.backing).apply(record.handle, record.proof, changes)  # type: ignore[union-attr]
+            version = (self._batch or self.handler.store).apply(record.handle, record.proof, changes)  # type: ignore[union-attr]
         except SessionGone:
             self._lose()
             raise

@@ -105,8 +105,8 @@ def test_there_is_one_for_each_store_and_requests_that_can_go_on_use_it():
     handler = Handler("visitor", SECRET, with_clock(clock), with_store(store), with_outage("anonymous"))
     s = Site(handler)
     s.visit(lambda session: session.update(n=1))
-    breaker = breaker_of(handler.backing)
-    assert breaker is breaker_of(handler.backing)
+    breaker = breaker_of(handler.store)
+    assert breaker is breaker_of(handler.store)
     assert breaker is not breaker_of(MemoryStore())
     ticks = iter(range(10_000))
     breaker._seconds = lambda: next(ticks) * SLOW

@@ -551,7 +551,7 @@ def test_cr_10_no_two_uses_share_a_key_and_none_uses_the_master(monkeypatch):
     visitor = Handler("visitor", SECRET)
     user = visitor.spawn("user")
     for handler in (visitor, user, visitor.configure(with_encryption()), user.configure(with_encryption())):
-        handler.tokens.open(handler.tokens.seal(b"content"))
+        handler.codec.open(handler.codec.seal(b"content"))
         Csrf(handler)
     for encrypted in (False, True):
         CookieCodec("visitor", SECRET, encrypted=encrypted).encode({})
@@ -614,7 +614,7 @@ def test_cr_13_with_encryption_nothing_weaker_is_read():
         base64.urlsafe_b64encode(raw).decode(),
         f"v0.{signed[3:]}",
         with_body(signed, body_of(signed)[:-32]),
-        sealed.handler.tokens.current + base64.b64encode(raw + bytes(2)).decode(),
+        sealed.handler.codec.current + base64.b64encode(raw + bytes(2)).decode(),
     ]:
         assert sealed.visit(dict, sealed.another_browser(), HTTP_COOKIE=f"__Host-visitor={value}") == {}
         assert sealed.answer.cookies == []
@@ -786,7 +786,7 @@ def content_of(*options, act=None) -> bytes:
     """Return what the token of a live session says, as far as its values and without them."""
     site = Site(Handler("visitor", SECRET, with_clock(FakeClock()), *options))
     site.visit(lambda session: (session.update(a=1), act and act(session)))
-    content = site.handler.tokens.open(site.browser.jar.get("__Host-visitor")).rstrip(b" ")
+    content = site.handler.codec.open(site.browser.jar.get("__Host-visitor")).rstrip(b" ")
     assert content.endswith(VALUES)
     return content[: -len(VALUES)]
 
@@ -932,7 +932,7 @@ def respond(handler, cookie) -> Answer:
 def test_cr_17_every_token_that_does_not_verify_gets_the_same_response(sealed):
     options = [with_clock(FakeClock()), *([with_encryption()] if sealed else [])]
     handler = Handler("visitor", [SECRET, OTHER_SECRET], *options)
-    good = handler.tokens.seal(content_of() + VALUES)
+    good = handler.codec.seal(content_of() + VALUES)
     head, _, body = good.rpartition(".")
     raw = body_of(good)
     values = {
@@ -949,7 +949,7 @@ def test_cr_17_every_token_that_does_not_verify_gets_the_same_response(sealed):
         "other purpose": tokens(sealed=sealed, purpose="csrf").seal(b"content"),
         "other format": tokens(sealed=not sealed).seal(b"content"),
         "other version": "v2" + good[2:],
-        "too long": handler.tokens.current + "A" * 5000,
+        "too long": handler.codec.current + "A" * 5000,
         "empty": "",
         "junk": "junk",
         "not ascii": "\xe9",
@@ -1148,7 +1148,7 @@ def test_cr_17_every_mutation_of_a_golden_token_is_refused():
     for release in GOLDEN.values():
         for case in release["handlers"]:
             handlers, _ = golden_chain(release, case)
-            every += [(handler.tokens, case["tokens"][handler.name]) for handler in handlers]
+            every += [(handler.codec, case["tokens"][handler.name]) for handler in handlers]
         for case in release["codecs"]:
             every.append((golden_codec(release, case)._tokens, case["text"]))
     for _ in range(10_000 // 20 * SOAK):
@@ -1447,7 +1447,7 @@ def make_environ(site):
 def test_cx_3_a_sessions_token_is_no_text_of_a_codec_of_the_same_name(sealed):
     clock = FakeClock()
     handler = Handler("visitor", SECRET, with_clock(clock), with_encryption(sealed))
-    token = handler.tokens.seal(b"[{},{}]")
+    token = handler.codec.seal(b"[{},{}]")
     with pytest.raises(BadCookie):
         CookieCodec("visitor", SECRET, encrypted=sealed, clock=clock).decode(token)
 

@@ -904,7 +904,7 @@ def test_rq_7_a_value_longer_than_any_token_is_refused_before_it_is_decoded(monk
     decoded = []
     monkeypatch.setattr("sessiontree.handlers.codec.decode", lambda text: decoded.append(text) or b"")
     site = Site(clocked()[0])
-    token_start = site.handler.tokens.current
+    token_start = site.handler.codec.current
     assert site.visit(dict, HTTP_COOKIE=f"{NAME}={token_start}{'A' * 4096}") == {}
     assert decoded == []
 

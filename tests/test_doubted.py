@@ -67,7 +67,7 @@ ENDS = {
     "generate": lambda s: s.visit(lambda session: session.regenerate()),
     "handler.revoke": lambda s: s.handler.revoke(s.handler.sessions("ann")[0].handle),
     "revoke_all": lambda s: s.handler.revoke_all("ann"),
-    "revoke_where": lambda s: s.handler.backing.revoke_where("subject", "ann"),
+    "revoke_where": lambda s: s.handler.store.revoke_where("subject", "ann"),
 }
 
 

@@ -190,7 +190,7 @@ def test_an_outage_is_503_and_never_401(house):
         def open(self, token):
             raise StoreUnavailable("down")
 
-    object.__setattr__(house.admin, "tokens", Down())
+    object.__setattr__(house.admin, "codec", Down())
     for enforcer in (
         Enforcer(house.admin),
         Enforcer.one_of(house.admin, house.user),

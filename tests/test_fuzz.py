@@ -101,7 +101,7 @@ def genuine(handler: Handler) -> tuple[Site, dict[str, str]]:
 
 FAMILIES = [genuine(handler) for handler in HANDLERS]
 HEADS = [
-    one.tokens.open(tokens[one.name]).rstrip(b" ").removesuffix(VALUES)
+    one.codec.open(tokens[one.name]).rstrip(b" ").removesuffix(VALUES)
     for site, tokens in FAMILIES
     for one in site.handlers
 ]
@@ -155,7 +155,7 @@ def test_st_2_any_content_that_verifies_is_a_session_or_none_and_never_an_except
     """Another release, or another serializer under the same keys, may have written it."""
     for site, tokens in FAMILIES:
         for handler in site.handlers:
-            offered = {**tokens, handler.name: handler.tokens.seal(content)}
+            offered = {**tokens, handler.name: handler.codec.seal(content)}
             header = "; ".join(f"__Host-{name}={token}" for name, token in offered.items())
             assert site.visit(lambda *sessions: all(map(use, sessions)), HTTP_COOKIE=header)
             assert site.answer.code == 200

@@ -69,7 +69,7 @@ def test_the_other_session_ends_with_its_descendants_and_its_cookie(pair):
     )
     assert [name.split("=")[0] for name in pair.browser.jar.header().split("; ")] == ["__Host-target"]
     assert pair.visit(seen) == AFTER
-    if pair.handlers[1].backing is not None:
+    if pair.handlers[1].store is not None:
         assert pair.visit(seen, HTTP_COOKIE=kept)[1:] == AFTER[1:]
     assert ("revoked", "source", "merged") in pair.kinds()
 

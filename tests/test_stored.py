@@ -2017,8 +2017,8 @@ def test_a_record_of_a_newer_release_is_an_outage_and_logs_nobody_out(store):
 def test_a_token_of_a_form_that_is_not_known_is_refused(store):
     s = site_on(store)
     begun(s)
-    junk = s.handler.tokens._tokens.seal(b"\x7f" + bytes(60))
-    for token in (junk, s.handler.tokens._tokens.seal(b""), s.handler.tokens._tokens.seal(b"\x20")):
+    junk = s.handler.codec._tokens.seal(b"\x7f" + bytes(60))
+    for token in (junk, s.handler.codec._tokens.seal(b""), s.handler.codec._tokens.seal(b"\x20")):
         assert refused(s, f"__Host-visitor={token}", BadCookie)
 
 

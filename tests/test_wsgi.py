@@ -747,7 +747,7 @@ def test_chain_loads_each_session_once():
             return self.tokens.seal(content)
 
     for handler in (visitor, user):
-        object.__setattr__(handler, "tokens", Counting(handler.tokens))
+        object.__setattr__(handler, "codec", Counting(handler.codec))
     app = chain(visitor, Enforcer(visitor), user)(plain_app(lambda r: (user.session(r)["n"], visitor.session(r)["n"])))
     assert run(app, environ(HTTP_COOKIE=s.browser.jar.header())).text == "(1, 1)"
     assert len(opened) == 2
@@ -804,17 +804,17 @@ def test_an_outage_while_loading_leaves_the_session_unseen():
     s = Site(clocked()[0])
     s.visit(lambda session: session.update(n=1))
     request = environ(HTTP_COOKIE=s.browser.jar.header())
-    tokens = s.handler.tokens
+    tokens = s.handler.codec
 
     class Down:
         def open(self, token):
             raise StoreUnavailable("down")
 
-    object.__setattr__(s.handler, "tokens", Down())
+    object.__setattr__(s.handler, "codec", Down())
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             s.handler.load(request)
-    object.__setattr__(s.handler, "tokens", tokens)
+    object.__setattr__(s.handler, "codec", tokens)
     assert s.handler.load(request)["n"] == 1
 
 

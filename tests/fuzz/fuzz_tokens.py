@@ -17,7 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["sessiontree"]):
     from sessiontree.errors import BadCookie, ConfigError
     from sessiontree.handlers.codec import CookieCodec, SealedTokens, SignedTokens
-    from sessiontree.handlers.cookie import MOST_DUPLICATES, CookiePolicy, CookieWriter, cookie_values
+    from sessiontree.handlers.cookie import MOST_DUPLICATES, CookiePolicy, CookieWriter, cookie_values, lasting
     from sessiontree.handlers.transport import HeaderTransport
     from sessiontree.keys import KeyRing
     from sessiontree.testing import CookieJar, FakeClock
@@ -91,11 +91,12 @@ def policy(data: bytes) -> None:
     except ConfigError:
         return
     writer = CookieWriter(made, name)
-    for line in (writer.write("token"), writer.write("token", 60, 0), writer.erasure):
+    line_of = f"{writer.before}token{writer.after}"
+    for line in (line_of, line_of + lasting(60, 0), writer.erasure):
         assert re.fullmatch(r"[!-:<-~ ]+(; [!-:<-~ ]+)*", line, re.ASCII), line
     jar = CookieJar(CLOCK)
     where = {"host": made.domain or "example.org", "secure": not made.insecure_dev}
-    assert jar.store(writer.write("token"), **where)
+    assert jar.store(line_of, **where)
     jar.store(writer.erasure, **where)
     assert jar.cookies() == []
 
