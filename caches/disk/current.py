@@ -7,11 +7,12 @@ where no database can be opened or begun, is left alone for a while.
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Lock, get_ident
 from typing import Any, Final, TypeVar
-from weakref import WeakSet
 
 from ...breaker import Breaker
 from ...clock import Clock, stopwatch
+from ...forks import SHUT, Gate
 from .databases import Databases, FailedError, Place
 from .rows import Rows
 
@@ -32,11 +33,11 @@ class Current:
         self._seconds = stopwatch(clock)
         self._breaker = Breaker(1, clock)
         self._damaged_at = -DAMAGE
+        self._gate = Gate(self._rest, databases.files)
         self._pid = os.getpid()
         self._evicted = 0
         self.rows: Rows | None = None
         self.is_closed = False
-        _ALL.add(self)
 
     @property
     def evicted(self) -> int:
@@ -46,8 +47,9 @@ class Current:
     def close(self) -> None:
         """Close every connection; those in use close with the work that uses them."""
         self.is_closed = True
-        if self.rows is not None:
-            self.rows.shut()
+        with self._gate:
+            if self.rows is not None:
+                self.rows.shut()
 
     def do(self, work: Callable[..., _T], *arguments: Any, forgets: bool = False) -> _T:
         """Return what the work returns, given a database and its place; raise FailedError whatever goes wrong.
@@ -56,9 +58,20 @@ class Current:
         """
         if self._pid != os.getpid():
             self._leave_to_parent()
-        began, rows = self._breaker.begin(), self.rows
+        began = self._breaker.begin()
         if self.is_closed or (began is None and not forgets):
             raise FailedError
+        inside, me = self._gate.inside, get_ident()
+        try:
+            inside.append(me)
+            if SHUT:
+                self._gate.wait(me)
+            return self._done(began, work, arguments, forgets=forgets)
+        finally:
+            inside.remove(me)
+
+    def _done(self, began: float | None, work: Callable[..., _T], arguments: tuple[Any, ...], *, forgets: bool) -> _T:
+        rows = self.rows
         try:
             place = self._databases.place()
             if place is None and forgets:
@@ -113,24 +126,22 @@ class Current:
         A connection that came through the fork cannot be closed here, and SQLite believes that this process has its
         locks. No other file is concerned by that, so another database is what helps.
         """
-        rows, self.rows = self.rows, None
-        if rows is not None and rows.is_open:
-            _INHERITED.append(rows)
-            with suppress(OSError):
-                self._databases.forget(rows.name)
-        self._pid = os.getpid()
+        with self._gate, _LEAVING:
+            if self._pid == os.getpid():
+                return
+            rows, self.rows = self.rows, None
+            if rows is not None and rows.is_open:
+                _INHERITED.append(rows)
+                with suppress(OSError):
+                    self._databases.forget(rows.name)
+            self._pid = os.getpid()
+
+    def _rest(self) -> None:
+        """Close what is not in use, before a fork."""
+        if self.rows is not None:
+            self.rows.rest()
 
 
-_ALL: Final[WeakSet[Current]] = WeakSet()
+_LEAVING: Final = Lock()
 _INHERITED: Final[list[Rows]] = []
 """Databases that a parent process has open, kept so that nothing closes them here."""
-
-
-def _before_fork() -> None:
-    """Close what is not in use, so that a child inherits nothing that stands in its way."""
-    for current in list(_ALL):
-        if current.rows is not None:
-            current.rows.rest()
-
-
-os.register_at_fork(before=_before_fork)

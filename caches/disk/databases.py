@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from ...clock import Clock, SystemClock, stopwatch
 from ...errors import ConfigError
+from ...forks import is_inherited
 from ...keys import KeyRing, Keys
 from .files import (
     FILES,
@@ -131,6 +132,9 @@ class Databases:
     def adopted(self, name: str) -> Rows | None:
         """Open a database that another process began, or an earlier one; None if it is not to be used."""
         path = self.folder / name / FILES[0]
+        if is_inherited(path):
+            self.forget(name)
+            return None
         try:
             check_private(path)
             if self._checked(path) == self.boot:
@@ -141,6 +145,12 @@ class Databases:
                 raise
             self.set_aside(name, error)
         return None
+
+    def files(self) -> list[Path]:
+        """Return every database that lies here."""
+        with suppress(OSError):
+            return [folder / FILES[0] for folder in self.folder.iterdir()]
+        return []
 
     def _checked(self, path: Path) -> bytes:
         """Return in which boot a database was begun; raise ForeignError if it is not as it was made."""

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 from weakref import finalize
 
+from ...forks import SHUT, Gate
 from .files import ForeignError
 
 try:
@@ -119,12 +120,13 @@ class Rows(Cache):  # type: ignore[misc]
         self._idle: list[sqlite3.Connection] = []
         self._used: set[sqlite3.Connection] = set()
         self._shut = False
+        self._pid = os.getpid()
         try:
             # A path of ours would be searched for "$" and "~" there; and no file is opened but by _con.
             super().__init__(os.sep, disk=ExactBytes, **SETTINGS)
         finally:
             self.close()  # What it leaves open is in no pool.
-        finalize(self, _drain, self._idle)
+        finalize(self, _end, Gate(self.rest, lambda: (path,)), self._idle, self._pid)
 
     def use(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Return what the work returns, which has a connection to itself; what fails takes its connection with it."""
@@ -145,7 +147,7 @@ class Rows(Cache):  # type: ignore[misc]
         finally:
             self._used.discard(connection)
             self._local.con = before
-        if self._shut:
+        if self._shut or SHUT:
             _drain(self._idle)
         return result
 
@@ -154,8 +156,9 @@ class Rows(Cache):  # type: ignore[misc]
         return self._con.execute(sql, arguments).fetchall()
 
     def rest(self) -> None:
-        """Close every connection that is not in use."""
-        _drain(self._idle)
+        """Close every connection that is not in use, unless it is a parent process's."""
+        if self._pid == os.getpid():
+            _drain(self._idle)
 
     def shut(self) -> None:
         """Close every connection; those in use close with the work that uses them."""
@@ -230,6 +233,13 @@ def _drain(idle: list[sqlite3.Connection]) -> None:
     while idle:
         with suppress(IndexError, sqlite3.Error):  # another thread took the last one
             idle.pop().close()
+
+
+def _end(gate: Gate, idle: list[sqlite3.Connection], pid: int) -> None:
+    """Close what a database of this process had that nobody closed."""
+    if pid == os.getpid():
+        with gate:
+            _drain(idle)
 
 
 def is_damage(error: Exception) -> bool:

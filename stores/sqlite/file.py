@@ -10,13 +10,14 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from os import getpid
-from threading import Event
+from threading import Event, Lock, get_ident
 from typing import Final, TypeVar, TypeVarTuple
 from urllib.parse import quote
-from weakref import WeakSet
+from weakref import finalize
 
 from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
+from ...forks import SHUT, Gate, is_inherited
 from ...records import LARGEST, closed
 from .connection import Connection, connected, every_row
 
@@ -85,20 +86,21 @@ class SqliteFile:
         self.path = _admitted(path)
         self._uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
         self._now = self.clock.now
-        self._idle: list[Connection] = []
-        self._pid = getpid()
+        files = (self.path,)
+        self._gate = Gate(self._drain, lambda: files)
+        self._begin_process()
         self._closed = False
         try:
             self._do(self._prepare)
         except BaseException:
             self.close()
             raise
-        _FILES.add(self)
 
     def close(self) -> None:
         """Close every connection; those in use close with the verb that uses them."""
         self._closed = True
-        self._drain()
+        with self._gate:
+            self._drain()
 
     # -- connections -----------------------------------------------------------------------
 
@@ -106,24 +108,40 @@ class SqliteFile:
         """Return what the verb returns, with a connection of its own; here alone SQLite's errors become ours."""
         if self._pid != getpid():
             self._leave_to_parent()
+        gate, idle, me = self._gate, self._idle, get_ident()
+        inside = gate.inside
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._open()
-        try:
-            result = verb(connection, *arguments)
-        except BaseException as error:
-            self._settle(connection, error)
-            if isinstance(error, sqlite3.Error):
-                raise self._ours(error) from error
-            raise
-        self._idle.append(connection)
-        if self._closed:
-            self._drain()
-        return result
+            inside.append(me)
+            if SHUT:
+                gate.wait(me)
+            try:
+                connection = idle.pop()
+            except IndexError:
+                connection = self._open()
+            try:
+                result = verb(connection, *arguments)
+            except BaseException as error:
+                if inside is gate.inside:
+                    self._settle(connection, error)
+                else:  # This is a child that was forked within the verb: the connection is its parent's.
+                    idle.append(connection)
+                if isinstance(error, sqlite3.Error):
+                    raise self._ours(error) from error
+                raise
+            idle.append(connection)
+            if self._closed or SHUT:
+                self._drain()
+            return result
+        finally:
+            inside.remove(me)
 
     def _open(self) -> Connection:
         self._check_open()
+        if is_inherited(self.path):
+            raise StoreUnavailable(
+                f"The session store {self.path!r} was in use at the moment when this process was forked, and no forked "
+                "process can use it then: fork while no verb runs, or open the store in a process that is started anew."
+            )
         try:
             return connected(self._uri, self._timeout)
         except sqlite3.Error as error:
@@ -143,19 +161,25 @@ class SqliteFile:
                 self._idle.append(connection)
         else:
             connection.close()
-        if self._closed:
+        if self._closed or SHUT:
             self._drain()
 
     def _drain(self) -> None:
-        while self._idle:
-            with suppress(IndexError):  # another thread took the last one
-                self._idle.pop().close()
+        if self._pid == getpid():
+            _close_all(self._idle)
 
     def _leave_to_parent(self) -> None:
         """Drop what was inherited through a fork, without closing it."""
-        inherited, self._idle = self._idle, []
+        with self._gate, _LEAVING:
+            if self._pid != getpid():
+                self._end.detach()
+                _INHERITED.append(self._idle)
+                self._begin_process()
+
+    def _begin_process(self) -> None:
+        self._idle: list[Connection] = []
         self._pid = getpid()
-        _INHERITED.append(inherited)
+        self._end = finalize(self, _end, self._gate, self._idle, self._pid)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -218,6 +242,19 @@ _ORDINARY: Final = (sqlite3.Error, SessionError, ValueError, TypeError)
 """What a verb raises when every statement of it has ended."""
 
 
+def _close_all(idle: list[Connection]) -> None:
+    while idle:
+        with suppress(IndexError):  # another thread took the last one
+            idle.pop().close()
+
+
+def _end(gate: Gate, idle: list[Connection], pid: int) -> None:
+    """Close what a file of this process had that nobody closed."""
+    if pid == getpid():
+        with gate:
+            _close_all(idle)
+
+
 def _admitted(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of the file, which is made if there is none; raise ConfigError for a wrong one."""
     named = os.fspath(path)
@@ -254,19 +291,6 @@ def _check_private(path: str) -> None:
         raise ConfigError(f"Others may use {path!r}, which holds sessions: run chmod 600 on it.")
 
 
-_FILES: Final[WeakSet[SqliteFile]] = WeakSet()
+_LEAVING: Final = Lock()
 _INHERITED: Final[list[list[Connection]]] = []
 """Connections of a parent process, kept so that nothing closes them here."""
-
-
-def _before_fork() -> None:
-    """Close what is not in use, for a child that inherits an open connection holds no locks of its own.
-
-    SQLite keeps count of a process's locks in its memory, which the child inherits without the locks: what the child
-    opens then counts as locked, is not, and another process takes the log away under it.
-    """
-    for file in list(_FILES):
-        file._drain()  # noqa: SLF001 - of this module
-
-
-os.register_at_fork(before=_before_fork)

@@ -27,6 +27,9 @@ from threading import Event, Lock, Thread
 from typing import Final, NamedTuple
 from weakref import WeakSet, ref
 
+from ...errors import StoreUnavailable
+from ...forks import PATIENCE as FORK_PATIENCE
+from ...forks import inherit, is_inherited
 from ..announcing import Announcing, OnChange, Stop
 from ..log import logger
 from .connection import Connection, connected
@@ -212,10 +215,12 @@ class Feed(Announcing):
 
     # -- forks -----------------------------------------------------------------------------
 
-    def hold(self) -> None:
-        """Have no connection, and let no thread open one, for the moment of a fork."""
-        self._lock.acquire()
+    def hold(self) -> bool:
+        """Have no connection, and let no thread open one, for the moment of a fork; return False if that cannot be."""
+        if not self._lock.acquire(timeout=FORK_PATIENCE):  # the forking thread may have it itself
+            return False
         self._disconnect()
+        return True
 
     def release(self) -> None:
         """Go on after a fork."""
@@ -225,6 +230,14 @@ class Feed(Announcing):
         """Go on in a forked process, which has no thread yet, and no use for its parent's bell."""
         self._bell.close()
         self._lock.release()
+
+    def orphan(self) -> None:
+        """Go on in a forked process, where nobody is left who would release the lock, or close the connection."""
+        self._lock = Lock()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _INHERITED.append(connection)
+        inherit(self._path)
 
     def begin_process(self) -> None:
         """Start a thread in a forked process, for those who listened in the parent."""
@@ -304,6 +317,8 @@ class Feed(Announcing):
             self._disconnect()
             self._place, self._identity = None, identity
         if self._connection is None:
+            if is_inherited(self._path):
+                raise StoreUnavailable("a thread used it when this process was forked")
             self._connection = connected(self._uri, PATIENCE)
             self._connection.cursor.execute("PRAGMA schema_version").fetchall()  # the log is there from now on
             bell.hang(os.path.realpath(self._path) + "-wal")  # where SQLite has it, though the path be a link
@@ -337,17 +352,21 @@ def _kept(connection: Connection, place: Place) -> Place:
 
 
 _FEEDS: Final[WeakSet[Feed]] = WeakSet()
-_held: list[Feed] = []
+_INHERITED: Final[list[Connection]] = []
+"""Connections of a parent process, kept so that nothing closes them here."""
+
+_held: Final[list[Feed]] = []
+_busy: Final[list[Feed]] = []
 
 
 def _before_fork() -> None:
-    """Close the connections, for the reason that ``file`` gives, and keep threads from opening new ones."""
+    """Close the connections, for the reason that ``forks`` gives, and keep threads from opening new ones."""
     for feed in list(_FEEDS):
-        feed.hold()
-        _held.append(feed)
+        (_held if feed.hold() else _busy).append(feed)
 
 
 def _after_in_parent() -> None:
+    _busy.clear()
     while _held:
         _held.pop().release()
 
@@ -355,6 +374,8 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     while _held:
         _held.pop().release_child()
+    while _busy:
+        _busy.pop().orphan()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -1,0 +1,153 @@
+"""Forks, and what must not go through one: connections to a file of SQLite.
+
+A child that inherits one believes that it has locks which its parent alone has, and shares that belief with every
+connection that it opens to the same file: when the parent closes its last one, it removes the log that the child writes
+to. And a mutex that another thread held at that moment is held in the child for ever.
+
+So whatever works with such connections does it within a ``Gate``. A fork shuts all gates, waits until nobody is inside,
+closes every connection, and opens the gates in both processes. It cannot wait for work that the forking thread itself
+is in the midst of, and does not wait longer than ``PATIENCE`` for others. The child remembers which files these
+concern, and is told so by ``is_inherited``: it must not open them. What starts programs (``subprocess``) concerns none.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from threading import Event, get_ident
+from typing import Final
+from weakref import WeakMethod, ref
+
+from .clock import SystemClock, stopwatch
+
+__all__ = ["SHUT", "Gate", "is_inherited"]
+
+PATIENCE: Final = 6.0
+"""How many seconds a fork waits for work to end: longer than work waits for others, where nothing else is set."""
+
+BRIEF: Final = 0.05
+"""The same, where the forking thread is at work itself. The others may be waiting for that, and most are not."""
+
+TICK: Final = 0.0002
+"""How many seconds lie between two looks."""
+
+SHUT: Final[list[Event]] = []
+"""Every fork that is under way, and rings when it is over. Whoever closes nothing of his own accord looks here."""
+
+
+class Gate:
+    """Who is at work with the connections of one owner. A thread may enter again, and those of others meanwhile.
+
+    ``with gate:`` is to be inside. What has no time for that does the same with ``inside``, ``SHUT`` and ``wait``.
+    """
+
+    __slots__ = ("__weakref__", "_files", "_rest", "inside")
+
+    def __init__(self, rest: Callable[[], object], files: Callable[[], Iterable[str | os.PathLike[str]]]) -> None:
+        """``rest`` is a method that closes what is not in use, and ``files`` names the files; neither may raise.
+
+        The owner of the method is not held; ``files`` is.
+        """
+        self.inside: list[int] = []
+        """The threads that are inside, as often as they entered. A forked process gets another list."""
+        self._rest = WeakMethod(rest)
+        self._files = files
+        _GATES.add(ref(self, _GATES.discard))
+
+    def __enter__(self) -> None:
+        """Be inside, when no fork is under way."""
+        me = get_ident()
+        self.inside.append(me)
+        if SHUT:
+            try:
+                self.wait(me)
+            except BaseException:
+                self.inside.remove(me)
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        """Be outside again."""
+        with suppress(ValueError):  # a child that was forked inside
+            self.inside.remove(get_ident())
+
+    def wait(self, me: int) -> None:
+        """Stand outside while a fork is under way, and be inside again.
+
+        Who forks goes on at once, as does who is inside elsewhere, or deeper: that is what the fork waits for.
+        """
+        while SHUT and me not in _forking and sum(gate.inside.count(me) for gate in _gates()) == 1:
+            self.inside.remove(me)
+            try:
+                with suppress(IndexError):  # it is over
+                    SHUT[0].wait()
+            finally:
+                self.inside.append(me)
+
+    def rest(self) -> None:
+        """Have closed what is not in use."""
+        rest = self._rest()
+        if rest is not None:
+            rest()
+
+    def inherit(self) -> None:
+        """Have nobody inside, in a child; remember the files, if somebody was."""
+        if self.inside:
+            self.inside = []
+            for path in self._files():
+                inherit(path)
+
+
+def inherit(path: str | os.PathLike[str]) -> None:
+    """Remember that a connection to this file came through a fork."""
+    with suppress(OSError):  # a file that was removed is not found again, either
+        _inherited.add(_identity(path))
+
+
+def is_inherited(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a connection to this file came through a fork, so that this process must not open it."""
+    with suppress(OSError):
+        return bool(_inherited) and _identity(path) in _inherited
+    return False
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116 - SQLite, too, tells files apart by this
+    return found.st_dev, found.st_ino
+
+
+_GATES: Final[set[ref[Gate]]] = set()
+_forking: Final[dict[int, Event]] = {}
+_inherited: Final[set[tuple[int, int]]] = set()
+
+
+def _gates() -> list[Gate]:
+    return [gate for each in list(_GATES) if (gate := each()) is not None]
+
+
+def _before() -> None:
+    """Shut the gates, wait until nobody is inside, and have every connection closed."""
+    me, seconds, over = get_ident(), stopwatch(SystemClock()), Event()
+    _forking[me] = over
+    SHUT.append(over)
+    gates = _gates()
+    until = seconds() + (BRIEF if any(me in gate.inside for gate in gates) else PATIENCE)
+    for gate in gates:
+        while any(other != me for other in gate.inside.copy()) and seconds() < until:
+            Event().wait(TICK)
+        gate.rest()
+
+
+def _after_in_parent() -> None:
+    over = _forking.pop(get_ident(), None)
+    if over is not None:
+        SHUT.remove(over)
+        over.set()
+
+
+def _after_in_child() -> None:
+    SHUT.clear()
+    _forking.clear()
+    for gate in _gates():
+        gate.inherit()
+
+
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
