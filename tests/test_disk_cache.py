@@ -283,6 +283,74 @@ def test_other_keys_begin_another_database(opened):
     assert opened(KeyRing(SECRET, realm="staging")).get(record.handle) is None
 
 
+def read_in_turn(*caches, rounds=20):
+    """Have each fill what it misses; return how many hits each had, and how many databases there were."""
+    before = [cache.stats().hits for cache in caches]
+    names = set()
+    for _ in range(rounds):
+        for number, cache in enumerate(caches):
+            if cache.get(f"of {number}") is None:
+                put(cache, a_record(cache, f"of {number}"))
+            names.add(cache._databases.place().name)
+    return [cache.stats().hits - hits for cache, hits in zip(caches, before, strict=True)], len(names)
+
+
+def test_two_rings_in_one_folder_do_not_replace_each_others_database_with_every_call(opened, clock, caplog):
+    one, other = opened(), opened(KeyRing(OTHER_SECRET))
+    hits, names = read_in_turn(one, other)
+    assert max(hits) >= 18, "One of them has the folder,"
+    assert one.stats().errors + other.stats().errors >= 20, "and that the other has not is counted."
+    assert names <= 3
+    assert "give each ring of keys a folder of its own" in caplog.text
+    clock.advance(disk_current.DAMAGE + 1)
+    hits, names = read_in_turn(one, other)
+    assert max(hits) >= 18
+    assert names <= 4
+
+
+def test_what_one_of_two_rings_drops_while_it_rests_is_served_by_neither(opened):
+    """They may have a key in common: [old] and [new, old] do, and what begins the database decides who can use it."""
+    rings = [KeyRing(OTHER_SECRET), KeyRing([SECRET, OTHER_SECRET])]
+    one, other = opened(rings[0]), opened(rings[1])
+    other.clear()
+    filled(other)
+    one.get("x")
+    other.clear()
+    record = filled(other)
+    assert one.get("x") is None
+    assert one._current._breaker.begin() is None
+    one.drop(record.handle)
+    assert other.get(record.handle) is None
+
+
+def test_a_roll_from_one_key_to_another_ends_when_the_old_processes_do(opened, clock):
+    old, new = opened(), opened(KeyRing(OTHER_SECRET))
+    read_in_turn(old, new)
+    old.close()
+    clock.advance(disk_current.DAMAGE + 1)
+    [hits], names = read_in_turn(new)
+    assert (hits >= 19, names <= 2) == (True, True)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_process_takes_the_new_key_of_a_folder_that_was_emptied(opened, folder, whole):
+    """Who cleans folders of temporary files takes all, or the key alone, which nobody has read for long."""
+    one = opened(None)
+    filled(one)
+    if whole:
+        shutil.rmtree(folder)
+    else:
+        (folder / "key").unlink()
+    other = opened(None)
+    record = filled(other)
+    one.get("whatever")
+    assert one.get(record.handle) == record
+    one.drop(record.handle)
+    assert other.get(record.handle) is None
+    assert read_in_turn(one, other) == ([19, 19], 1)
+    assert (folder / "key").exists()
+
+
 def test_the_key_of_an_entry_lasts_an_hour_and_entries_outlast_it(opened, clock):
     cache = opened(max_staleness=86_400)
     handles = []

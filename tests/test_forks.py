@@ -465,7 +465,7 @@ def test_a_store_that_is_gone_has_no_connection_left(tmp_path, way):
     path = tmp_path / "sessions.db"
     store = SqliteStore(path)
     new(store)
-    [connection] = [each.connection for each in store._idle]
+    [connection] = [each.driver for each in store._idle]
     if way == "close":
         store.close()
     del store

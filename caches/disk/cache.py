@@ -232,7 +232,8 @@ class DiskCache:
             sessions, size = self._current.do(_sizes)
         except FailedError:
             sessions = size = 0
-        counts = self._hits, self._misses, self._stale, self._refused, self._current.evicted, self._errors
+        errors = self._errors + self._current.given_way
+        counts = self._hits, self._misses, self._stale, self._refused, self._current.evicted, errors
         return Stats(*counts, sessions, size)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from ...breaker import Breaker
 from ...clock import Clock, stopwatch
 from ...forks import SHUT, Gate
-from .databases import Databases, FailedError, Place
+from .databases import Databases, FailedError, OthersError, Place
 from .rows import Rows
 
 __all__ = ["Current"]
@@ -32,10 +32,11 @@ class Current:
         self._databases = databases
         self._seconds = stopwatch(clock)
         self._breaker = Breaker(1, clock)
-        self._damaged_at = -DAMAGE
+        self._damaged_at = self._others_at = -DAMAGE
         self._gate = Gate(self._rest, databases.files)
         self._pid = os.getpid()
         self._evicted = 0
+        self.given_way = 0  # How many databases of other keys were in use here.
         self.rows: Rows | None = None
         self.is_closed = False
 
@@ -77,7 +78,7 @@ class Current:
             if place is None and forgets:
                 return None  # type: ignore[return-value]
             if place is None or rows is None or rows.name != place.name:
-                place, rows = self._opened()
+                place, rows = self._opened(rests=began is None)
             result = rows.use(work, place, *arguments)
         except Exception as error:
             self._settle(error, rows, began)
@@ -102,13 +103,13 @@ class Current:
             self._damaged_at = now
             self._databases.set_aside(rows.name, error)
 
-    def _opened(self) -> tuple[Place, Rows]:
+    def _opened(self, *, rests: bool) -> tuple[Place, Rows]:
         """Open the database in use, or begin one."""
         try:
             with self._databases.locked():
                 place, rows = self._databases.place(), self.rows
                 if place is not None and (rows is None or rows.name != place.name):
-                    rows = self._databases.adopted(place.name)
+                    rows = self._adopted(place.name, rests=rests)
                 if place is None or rows is None:
                     place, rows = self._databases.begun()
                 before, self.rows = self.rows, rows
@@ -119,6 +120,28 @@ class Current:
             self._evicted += before.evicted
             before.shut()
         return place, rows
+
+    def _adopted(self, name: str, *, rests: bool) -> Rows | None:
+        """Open the database in use; None if it is not to be used.
+
+        One of other keys makes way for ours once. If theirs is back soon, they are at work here too, and the two are
+        not to replace each other's database with every call: ours rests for a while, and what it drops meanwhile is
+        in a database that nobody reads any more.
+        """
+        if rests:  # Only what forgets comes here then.
+            self._databases.forget(name)
+            raise OthersError
+        try:
+            return self._databases.adopted(name)
+        except OthersError as error:
+            now = self._seconds()
+            before, self._others_at = self._others_at, now
+            if now - before < DAMAGE:
+                self._breaker.open(DAMAGE)
+                raise
+            self.given_way += 1
+            self._databases.give_way(name, error)
+            return None
 
     def _leave_to_parent(self) -> None:
         """Begin anew in a forked process.

@@ -34,7 +34,7 @@ from .files import (
 from .rows import SCHEMA, SETTINGS_HELD, Rows, connected, digest, is_damage
 from .seal import MARK, Seal
 
-__all__ = ["Databases", "FailedError", "Place"]
+__all__ = ["Databases", "FailedError", "OthersError", "Place"]
 
 BEGINNING: Final = 0.5
 """How many seconds a process waits for another one that begins a database."""
@@ -47,6 +47,10 @@ _DROPS: Final = "CREATE TABLE Drops (stripe INTEGER PRIMARY KEY, number INTEGER 
 
 class FailedError(Exception):
     """The disk did not do what it was asked: to the caller a miss."""
+
+
+class OthersError(ForeignError):
+    """A database was begun with keys that are not ours."""
 
 
 class Place(NamedTuple):
@@ -76,7 +80,9 @@ class Databases:
         self._waited = stopwatch(SystemClock())
         self._known = ("", Place(""))
         self._logged: set[str] = set()
-        self.seals = [Seal(key, clock) for _, key in self._ring(keys).subkeys("cache/disk")]
+        self._clock = clock
+        self._has_keys = keys is not None
+        self.seals = self._seals(self._ring(keys))
         self.boot = boot()
 
     def place(self) -> Place | None:
@@ -121,6 +127,11 @@ class Databases:
         self.log("The cache in %s was damaged, and is begun anew; the old one lies in its folder damaged: %r", error)
         self.forget(name, keeps=True)
 
+    def give_way(self, name: str, error: Exception) -> None:
+        """Have a database of other keys in use no longer."""
+        self.log("The cache in %s was begun with other keys: give each ring of keys a folder of its own (%r)", error)
+        self.forget(name, keeps=True)
+
     def log(self, message: str, *details: object) -> None:
         """Log what went wrong, each kind of it once."""
         if message not in self._logged:
@@ -130,7 +141,10 @@ class Databases:
             logging.getLogger("sessiontree.caches").warning(message, self.folder, *details)
 
     def adopted(self, name: str) -> Rows | None:
-        """Open a database that another process began, or an earlier one; None if it is not to be used."""
+        """Open a database that another process began, or an earlier one; None if it is not to be used.
+
+        Raises OthersError for one that was begun with other keys, which is left as it is.
+        """
         path = self.folder / name / FILES[0]
         if is_inherited(path):
             self.forget(name)
@@ -141,7 +155,7 @@ class Databases:
                 return self._rows_of(path)
             self.forget(name)
         except Exception as error:
-            if not is_damage(error):
+            if isinstance(error, OthersError) or not is_damage(error):
                 raise
             self.set_aside(name, error)
         return None
@@ -160,13 +174,24 @@ class Databases:
             if ("table", "Mark", "Mark", _MARK) not in schema or any(row[0] == "view" for row in schema):
                 raise ForeignError
             ((mark,),) = connection.execute("SELECT CAST(mark AS BLOB) FROM Mark LIMIT 2").fetchall()
-            opened = (seal.open(mark, MARK, path.parent.name, "") for seal in self.seals)
-            content = next((each for each in opened if each is not None), b"")
+            content = self._opened(mark, path.parent.name)
+            if content is None and not self._has_keys:
+                # Who empties folders of temporary files took the key, and another process made a new one.
+                with suppress(OSError, ConfigError):
+                    self.seals = self._seals(KeyRing(private_key(self.folder / "key")))
+                content = self._opened(mark, path.parent.name)
+            if content is None:
+                raise OthersError
             if content[:KEY_BYTES] != digest(schema, connection.execute(SETTINGS_HELD).fetchall()):
                 raise ForeignError
         finally:
             connection.close()
         return content[KEY_BYTES:]
+
+    def _opened(self, mark: bytes, name: str) -> bytes | None:
+        """Return what a database's mark says; None if no key of ours opens it."""
+        opened = (seal.open(mark, MARK, name, "") for seal in self.seals)
+        return next((each for each in opened if each is not None), None)
 
     def begun(self) -> tuple[Place, Rows]:
         """Begin a database, and have it in use."""
@@ -222,6 +247,9 @@ class Databases:
             # A process that was forked meanwhile has the lock too, and only this takes it from both.
             flock(descriptor, LOCK_UN)
             os.close(descriptor)
+
+    def _seals(self, ring: KeyRing) -> list[Seal]:
+        return [Seal(key, self._clock) for _, key in ring.subkeys("cache/disk")]
 
     def _ring(self, keys: Keys | None) -> KeyRing:
         """Return the ring of these keys, or of the key in the folder, which is made if there is none."""
