@@ -1,5 +1,6 @@
 """``open_store``: a store by its URL, importing only the engine that is asked for."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -12,17 +13,24 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store"]
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 def open_store(url: str, *, clock: Clock | None = None, **settings: Any) -> "Store":
     """Return the store of this URL.
 
     ``memory:``, ``sqlite:///relative/path`` and ``sqlite:////absolute/path`` are built in; ``redis://``,
     ``rediss://`` (TLS), ``unix://`` (a Redis socket) and ``postgresql://`` need the extra of that name. Raises
-    ConfigError for any other scheme, and StoreUnavailable or StoreCorrupt if the engine cannot be opened. Further
-    settings are the store's own.
+    ConfigError for any other scheme and for control characters, and StoreUnavailable or StoreCorrupt if the engine
+    cannot be opened. Further settings are the store's own.
     """
     if not isinstance(url, str):
         raise ConfigError(f"open_store() takes a URL, not {type(url).__name__}.")
+    if control := _CONTROL.search(url):
+        raise ConfigError(
+            f"The URL of a store has no control characters, and this one has {control[0]!r}: call strip() on what you "
+            "read from a file."
+        )
     scheme, colon, rest = url.partition(":")
     opener = _OPENERS.get(scheme.lower()) if colon else None
     if opener is None:

@@ -589,6 +589,15 @@ def test_a_sqlite_store_opens_by_a_relative_or_an_absolute_path(tmp_path, monkey
     again.close()
 
 
+@pytest.mark.parametrize("url", ["sqlite:///a.db\n", "sqlite:///a\r.db", "redis://:secret@host\n", "memory:\t"])
+def test_a_url_with_the_end_of_its_line_makes_no_file_of_another_name(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"strip\(\)") as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_sqlite_store_that_cannot_be_opened_is_an_error_of_ours(tmp_path):
     with pytest.raises(ConfigError, match="folder"):
         open_store(f"sqlite:///{tmp_path}/missing/sessions.db")
