@@ -93,8 +93,8 @@ def test_a_plain_import_loads_no_framework():
 
 def test_nothing_but_package_modules_stands_in_the_root():
     assert {path.name for path in ROOT.glob("*.py")} == {
-        "__init__.py", "__main__.py", "breaker.py", "clock.py", "errors.py", "keys.py", "records.py", "serializer.py",
-        "testing.py",
+        "__init__.py", "__main__.py", "breaker.py", "clock.py", "errors.py", "forks.py", "keys.py", "records.py",
+        "serializer.py", "testing.py",
     }  # fmt: skip
 
 
