@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from contextlib import closing
 
 import pytest
@@ -426,13 +427,16 @@ class Owner:
 
 def test_a_gate_holds_its_owner_not_and_is_gone_with_it():
     owner = Owner()
-    count = len(forks._gates())
-    gate = owner.gate
+    gate, gone = owner.gate, weakref.ref(owner.gate)
+    assert gate in forks._gates()
+    held = weakref.ref(owner)
     del owner
     gc.collect()
+    assert held() is None
     gate.rest()
     del gate
-    assert len(forks._gates()) == count - 1
+    gc.collect()
+    assert gone() is None
 
 
 def test_who_enters_during_a_fork_waits_until_it_is_over_and_who_forks_does_not():
