@@ -52,6 +52,7 @@ def modules():
             "handlers",
             "stores",
             "errors",
+            "forks",
             "clock",
             "keys",
             "records",
