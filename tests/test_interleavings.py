@@ -1,4 +1,4 @@
-"""Every interleaving of two operations on one session, and of three those with few preemptions (SECURITY.md 3).
+"""Every interleaving of two operations on one session, and of three those with few preemptions.
 
 First the verbs of a store, stopped at each lock, each shared read and each statement; then whole requests, stopped
 before and after each call to the store. Run with ``-s`` to see how many schedules each exploration has. Each operation

@@ -298,7 +298,7 @@ def test_a_fresh_copy_is_served_while_the_primary_is_down_and_nothing_else_is(wo
         here.load(record.handle)
 
 
-# -- the faults of a layered store that was looked at (REFERENCE.md, 8.4) ----------------------------------
+# -- the faults of a layered store that was looked at ----------------------------------
 
 
 def check_it_ends(world, here, there, is_over):
