@@ -433,7 +433,7 @@ class StoredSession(LimitedSession):
         if changes is not None:
             if changes.is_touch and (self._changes & TOUCHED or not self._changes & IDENTITY):
                 if not self._is_touched(record, changes):
-                    self._identity = None
+                    self._identity, self._ends = None, record.ends
                     self._changes &= ~(IDENTITY | KEY | TOUCHED)
                     return
                 self._take_note(changes)

@@ -236,3 +236,18 @@ def test_a_request_that_only_reads_counts_as_activity_once_however_often_it_comm
 
     s.visit(act)
     assert [verb for verb, _ in store.calls] == ["load", "apply"]
+
+
+def test_a_touch_that_failed_prolonged_nothing(store, clock):
+    handler = on(store, "user", with_idle_timeout(600))
+    s = Site(handler)
+    s.visit(lambda session: session.update(a=1))
+    clock.advance(100)
+
+    def act(session):
+        session.get("a")
+        store.fail(verb="apply")
+        session.commit()
+        return session.expires_in
+
+    assert s.visit(act) == 500
