@@ -77,7 +77,7 @@ class LimitedSession(WritingSession):
         else:
             self._bind_or_undo(Changes(labels=changes.labels, authenticated=changes.authenticated, seen=changes.seen))
             rest = changes._replace(labels={}, authenticated=None)
-            if rest != Changes(labels={}, seen=changes.seen):
+            if any(rest._replace(seen=None)):
                 self._apply(rest)
                 self._take_note(rest)
 

@@ -237,7 +237,7 @@ class Registry:
     def _answers_together(self, context: Context, *, failed: bool) -> "list[Header]":
         """Do the same where one session's commit has to do with another's."""
         answers: list[Header] = []
-        if not failed and (context.replacing or len(self._sessions) > 1):
+        if not failed and (context.replacing or context.merging or len(self._sessions) > 1):
             self._rehearse(ends_others=context.replacing or context.merging)
         if context.replacing:
             for session in self._sessions.values():

@@ -24,6 +24,7 @@ __all__ = ["RevocableSession", "marks_of"]
 
 _REVOKED: Final = REVOKED_SESSION
 _RENEWED: Final = b"renewed id"
+NOBODY: Final = Identity(0, 0, 0, 0, b"", b"", "")
 _NOBODYS: Final = bytes(PROOF_BYTES)
 """The proof of a mark: nobody writes to one. That of a renewal tells by its own which renewal it was."""
 
@@ -48,12 +49,13 @@ class RevocableSession(RenewableSession, CarriedSession):
     __slots__ = ("_batch", "_came", "_grace", "_is_dead", "_is_listed", "_may_be_listed", "_named", "_replaced")
 
     _came: Identity
-    """Who the session was when it came with the request."""
+    """Who the session was when it came with the request; NOBODY if none came."""
 
     def attach(self, batch: Batch | None) -> None:
         """Look the list up in this batch; called once, before the first look."""
         self._batch = batch or Batch(self.handler.store, [])  # type: ignore[arg-type]
         self._grace = 0
+        self._came = NOBODY
         self._is_listed = False  # Whether the id that the client came with is on the list,
         self._may_be_listed = False  # or was sent there, and the answer was lost.
         self._named = b""  # What names our renewal there, once it was sent.
@@ -149,17 +151,18 @@ class RevocableSession(RenewableSession, CarriedSession):
                 self._list(_REVOKED, self._came)
             self._end()
         elif self.state == MERGED and self._end_merged():
-            emit(self.handler, "revoked", handle_text(self._came.handle))
+            emit(self.handler, "revoked", handle_text(self._came.handle) or None)
         elif self._ended_with_its_parent():
             self._end_orphan()
 
     def _end_orphan(self) -> None:
-        revoked, renewed = self._batch.records(self._marks())
-        if renewed is not None:
-            self._outdated = RENEWED_AWAY
-            self._check_current()
-        if revoked is None:
-            self._list(_REVOKED, self._came)
+        if self._came is not NOBODY:
+            revoked, renewed = self._batch.records(self._marks())
+            if renewed is not None:
+                self._outdated = RENEWED_AWAY
+                self._check_current()
+            if revoked is None:
+                self._list(_REVOKED, self._came)
         super()._end_orphan()
 
     def _end_merged(self) -> bool:

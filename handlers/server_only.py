@@ -5,6 +5,7 @@ draws a random birth, which is the proof: a late write of an earlier life is ref
 """
 
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any
 
 from ..clock import Duration
@@ -19,7 +20,8 @@ from ..errors import (
 )
 from ..records import Changes, Record
 from .caching import Wanted, fetched_one
-from .context import ABSENT, AWAY, BEGUN, DATA, IDENTITY, LIVE, TOUCHED, Context
+from .context import ABSENT, AWAY, BEGUN, DATA, IDENTITY, LIVE, ORPHANED, TOUCHED, Context
+from .events import asked
 from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
 from .info import handle_above, lineage_of
 from .life import Life
@@ -131,6 +133,13 @@ class ServerOnlySession(StoredSession):
             self._become(ABSENT)
             self._refusal = NoSession("There is no session of this id.")
         super().answer(failed)
+
+    def _end_orphan(self) -> None:
+        handle = self._orphan if self.state == ORPHANED else ""
+        record = asked(self.handler, handle, self._store.load, handle, ()) if handle else None
+        if record is not None and compare_digest(record.proof, self._birth):
+            self._revoked(record.handle)
+        super()._end_orphan()
 
     def incr(self, key: str, n: int = 1) -> int:
         """Add ``n`` to the key's integer, in the store and at once; the session is created if it does not exist."""

@@ -346,7 +346,7 @@ class Session(SessionMapping):
             other, handle = self._merged[-1]
             if other.state == MERGED and other._end_merged():
                 emit(other.handler, "revoked", handle, "merged")
-            ended.append(other)
+            ended += [*other.end_merged(), other]
             self._merged.pop()
         return ended
 

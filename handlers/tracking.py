@@ -1,5 +1,6 @@
 """What a request changed in a stored session, kept apart from what it read, and said as changes to a record."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -121,7 +122,7 @@ class TrackedSession(RenewableSession):
         """Return the record with the fields that the store has by now, as far as this request knows."""
         record: Record = self._record  # type: ignore[assignment]
         for changes in self._applied:
-            fields, _ = changed_fields(record.fields, changes, self.handler.now())
+            fields, _ = changed_fields(record.fields, changes, self.handler.now(), sys.maxsize)  # the store has it
             record = record._replace(fields=fields)
         self._applied = []
         self._record = record

@@ -5,6 +5,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from ..clock import Duration
+from ..errors import NotImplementedByStore
 from ..records import Changes, Page, Record, Version
 from .announcing import Announcing
 from .protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write, fits
@@ -96,7 +97,10 @@ class Announced(Announcing):
             self.announce(None)
 
     def watch(self, on_change: Callable[[str | None], object]) -> Callable[[], None]:
-        """As the store does."""
+        """As the store does, if it has a feed."""
+        if not hasattr(self.inner, "watch"):
+            kind = type(self.inner).__name__
+            raise NotImplementedByStore(f"{kind} has no feed: caches are right after max_staleness.")
         return self.inner.watch(on_change)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ Records lie in shards by the first characters of their handle, so that growing i
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Final
 from weakref import WeakSet
 
@@ -340,19 +340,26 @@ class MemoryStore(Announcing):
 
 
 _STORES: Final[WeakSet[MemoryStore]] = WeakSet()
-_held: list[MemoryStore] = []
+_held: Final[dict[int, list[MemoryStore]]] = {}
+"""Whose locks each forking thread holds: two may fork at once."""
 
 
 def _before_fork() -> None:
     """Hold every lock, so that no child inherits one that a thread of the parent holds, or half a write."""
+    held = _held[get_ident()] = []
     for store in list(_STORES):
         store._lock.acquire()  # noqa: SLF001 - of this module
-        _held.append(store)
+        held.append(store)
 
 
-def _after_fork() -> None:
-    while _held:
-        _held.pop()._lock.release()  # noqa: SLF001 - of this module
+def _after_in_parent() -> None:
+    for store in _held.pop(get_ident(), ()):
+        store._lock.release()  # noqa: SLF001 - of this module
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+def _after_in_child() -> None:
+    _after_in_parent()
+    _held.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

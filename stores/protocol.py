@@ -42,11 +42,11 @@ _P = TypeVar("_P")
 
 
 def fits(candidate: object, protocol: type[_P]) -> TypeGuard[_P]:
-    """Tell whether an object has all that one of these protocols names, be it by ``__getattr__``.
+    """Tell whether an object has what one of these protocols names and is not optional, be it by ``__getattr__``.
 
     From Python 3.12 on ``isinstance()`` no longer asks that, and a store may well stand behind somebody's proxy.
     """
-    return not isinstance(candidate, type) and not missing(candidate, protocol)
+    return not isinstance(candidate, type) and not missing(candidate, protocol, OPTIONAL)
 
 
 def missing(candidate: object, protocol: type, optional: Collection[str] = ()) -> list[str]:

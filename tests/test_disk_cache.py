@@ -1521,3 +1521,20 @@ def test_a_handle_of_any_kind_has_its_own_row(cache):
     assert {handle: served(cache, handle) for handle in handles} == records
     [(count,)] = changed(cache, "SELECT count(DISTINCT key) FROM Cache")
     assert count == 200
+
+
+def test_a_process_that_rests_drops_in_its_siblings_database_and_leaves_it_in_use(opened, clock):
+    one, other = opened(), opened()
+    other.clear()  # It begins another database, which the first has not opened yet.
+    record = filled(other)
+    one._current._breaker.open(3)
+    name = other._databases.place().name
+    for _ in range(5):
+        one.drop("another")
+    assert other._databases.place().name == name
+    assert other.get(record.handle) is not None
+    one.drop(record.handle)
+    assert other.get(record.handle) is None
+    clock.advance(60)
+    assert one.get(record.handle) is None
+    assert filled(one).handle

@@ -251,3 +251,26 @@ def test_a_touch_that_failed_prolonged_nothing(store, clock):
         return session.expires_in
 
     assert s.visit(act) == 500
+
+
+def test_a_store_may_take_more_than_a_megabyte_and_its_sessions_know_of_it(clock):
+    store = MemoryStore(clock=clock, largest=8 << 20)
+    session = on(store, "job", server_only()).generate_by_id("import")
+    for number in range(4):
+        session[f"part{number}"] = "x" * (1 << 19)
+    session.commit()
+    for _ in range(40):
+        session.incr("n")
+    assert session.update_key("m", lambda value: value + 1, 0) == 1
+    assert session["n"] == 40
+
+
+def test_a_job_that_is_bound_and_nothing_else_is_written_once(store):
+    job = on(store, "job", server_only(), with_max_sessions(1, "refuse"))
+    session = job.generate_by_id("one")
+    session["x"] = 1
+    session.commit()
+    store.calls.clear()
+    session.bind("ann")
+    session.commit()
+    assert [verb for verb, _ in store.calls] == ["apply", "find"]

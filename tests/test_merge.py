@@ -8,6 +8,7 @@ from support import SECRET, Site, environ
 from sessiontree import (
     Handler,
     SessionGone,
+    server_only,
     with_absolute_timeout,
     with_clock,
     with_events,
@@ -192,3 +193,41 @@ def test_who_runs_out_before_the_commit_takes_no_other_session_along(kind):
     s.visit(lambda a, b: (a.merge(b), store.clock.advance(61)))
     assert (s.answer.code, s.answer.cookies) == (409, [])
     assert s.visit(lambda a, b: (dict(a), dict(b))) == ({}, {"z": 3})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_began_in_this_request_and_was_merged_can_be_revoked_too(kind):
+    store = FaultyStore(MemoryStore(clock=FakeClock()))
+    options = [with_clock(store.clock), option(kind, store)]
+    s = Site(Handler("target", SECRET, *options), Handler("source", SECRET, *options))
+    s.visit(lambda a, b: (b.update(z=3), a.merge(b), b.revoke()))
+    assert s.visit(lambda a, b: (dict(a), dict(b))) == ({"z": 3}, {})
+
+
+def test_a_session_of_nobodys_outlives_a_merge_into_one_that_expired():
+    store = MemoryStore(clock=FakeClock())
+    target = Handler("target", SECRET, with_clock(store.clock), with_absolute_timeout(60))
+    job = Handler("job", SECRET, with_clock(store.clock), with_store(store), server_only())
+    session = job.generate_by_id("x")
+    session["z"] = 3
+    session.commit()
+    s = Site(target)
+    s.visit(lambda a: a.update(x=1))
+    s.visit(lambda a: (a.merge(job.load_by_id("x")), store.clock.advance(61)))
+    assert s.answer.code == 409
+    assert dict(job.load_by_id("x")) == {"z": 3}
+
+
+def test_a_commit_by_hand_ends_what_was_merged_into_what_is_merged():
+    store = MemoryStore(clock=FakeClock())
+    handlers = [Handler(name, SECRET, with_clock(store.clock), with_store(store)) for name in ("one", "two", "three")]
+    s = Site(*handlers)
+    s.visit(lambda *sessions: [session.update(x=1) for session in sessions])
+
+    def act(one, two, three):
+        two.merge(three)
+        one.merge(two)
+        one.commit()
+
+    s.visit(act)
+    assert len(store) == 1

@@ -3,7 +3,7 @@
 import pytest
 from support import SECRET, Site
 
-from sessiontree import Handler, SessionGone, with_clock, with_revocations, with_store
+from sessiontree import Handler, SessionGone, fixed_id, server_only, with_clock, with_revocations, with_store
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.testing import FakeClock, FaultyStore
 
@@ -121,3 +121,28 @@ def test_where_the_parent_was_revoked_nobody_asks_the_store_about_the_child(stor
     store.calls.clear()
     site.visit(lambda visitor, user: (user.is_live(), visitor.revoke(), user.revoke()))
     assert [verb for verb, _ in store.calls] == ["load_many", "revoke"]
+
+
+def test_a_child_of_nobodys_that_was_revoked_under_a_new_parent_stays_so_if_the_response_fails(store):
+    visitor = Handler("visitor", SECRET, with_clock(store.clock), with_store(store))
+    site = Site(visitor, visitor.spawn("cart", server_only(), fixed_id("cart")))
+    site.visit(lambda visitor, cart: (visitor.update(v=1), cart.update(x=1)))
+    site.status = "500 Oops"
+    site.visit(lambda visitor, cart: (cart.is_live(), log_out(visitor, cart)))
+    site.status = "200 OK"
+    assert site.visit(live) == (True, {})
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_child_that_began_in_this_request_is_revoked_under_a_new_parent_as_well(store, way):
+    visitor = Handler("visitor", SECRET, with_clock(store.clock), *WAYS[way](store))
+    site = Site(visitor, visitor.spawn("user"))
+
+    def act(visitor, user):
+        visitor["a"] = 1
+        user["b"] = 1
+        visitor.regenerate()
+        user.revoke()
+
+    site.visit(act)
+    assert site.visit(live) == (True, {})

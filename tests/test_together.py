@@ -8,6 +8,7 @@ from support import SECRET, Site
 from sessiontree import (
     ConfigError,
     Handler,
+    NotImplementedByStore,
     SessionError,
     StoreUnavailable,
     with_clock,
@@ -25,7 +26,7 @@ from sessiontree.stores.conformance.tools import js
 from sessiontree.stores.layered import LayeredStore
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.protocol import Confirming, Pipelining, Reloading
-from sessiontree.testing import FakeClock
+from sessiontree.testing import FakeClock, FaultyStore
 
 
 class Pipelined(MemoryStore):
@@ -321,3 +322,25 @@ def test_a_store_may_stand_behind_a_proxy(clock):
     assert (store.reloaded, store.confirmed) == (["nobodys"], 1)
     with pytest.raises(ConfigError, match="takes a store"):
         with_store(MemoryStore)
+
+
+class WithoutAFeed(Silent):
+    """Has not even ``watch``."""
+
+    @property
+    def watch(self):
+        raise AttributeError("watch")
+
+
+def test_a_store_without_a_feed_is_written_in_one_trip_and_says_that_it_has_none(clock):
+    store = WithoutAFeed(clock=clock)
+    visitor = Handler("visitor", SECRET, with_clock(clock), with_store(store))
+    site = Site(visitor, visitor.spawn("user"))
+    site.visit(lambda *sessions: [session.update(n=1) for session in sessions])
+    store.trips.clear()
+    site.visit(everywhere)
+    assert store.trips == [2]
+    for each in (announced(store), FaultyStore(store)):
+        with pytest.raises(NotImplementedByStore, match="has no feed"):
+            each.watch(print)
+    assert LayeredStore(store, MemoryStore(clock=clock)).count("subject", "ann") == 0

@@ -114,7 +114,8 @@ class Current:
                     place, rows = self._databases.begun()
                 before, self.rows = self.rows, rows
         except BaseException:
-            self._breaker.open()
+            if not rests:
+                self._breaker.open()
             raise
         if before is not None and before is not rows:
             self._evicted += before.evicted
@@ -125,15 +126,15 @@ class Current:
         """Open the database in use; None if it is not to be used.
 
         One of other keys makes way for ours once. If theirs is back soon, they are at work here too, and the two are
-        not to replace each other's database with every call: ours rests for a while, and what it drops meanwhile is
-        in a database that nobody reads any more.
+        not to replace each other's database with every call: ours rests for a while. What it drops meanwhile takes the
+        others' database away, for the rings may have a key in common, and what was dropped is served by nobody.
         """
-        if rests:  # Only what forgets comes here then.
-            self._databases.forget(name)
-            raise OthersError
         try:
             return self._databases.adopted(name)
         except OthersError as error:
+            if rests:  # Only what forgets comes here then.
+                self._databases.forget(name)
+                raise
             now = self._seconds()
             before, self._others_at = self._others_at, now
             if now - before < DAMAGE:

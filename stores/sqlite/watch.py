@@ -23,7 +23,7 @@ import select
 import sqlite3
 from contextlib import suppress
 from os import getpid
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, get_ident
 from typing import Final, NamedTuple
 from weakref import WeakSet, ref
 
@@ -355,27 +355,30 @@ _FEEDS: Final[WeakSet[Feed]] = WeakSet()
 _INHERITED: Final[list[Connection]] = []
 """Connections of a parent process, kept so that nothing closes them here."""
 
-_held: Final[list[Feed]] = []
-_busy: Final[list[Feed]] = []
+_forking: Final[dict[int, tuple[list[Feed], list[Feed]]]] = {}
+"""What each forking thread holds, and what it could not hold: two may fork at once."""
 
 
 def _before_fork() -> None:
     """Close the connections, for the reason that ``forks`` gives, and keep threads from opening new ones."""
+    held, busy = _forking[get_ident()] = [], []
     for feed in list(_FEEDS):
-        (_held if feed.hold() else _busy).append(feed)
+        (held if feed.hold() else busy).append(feed)
 
 
 def _after_in_parent() -> None:
-    _busy.clear()
-    while _held:
-        _held.pop().release()
+    held, _ = _forking.pop(get_ident(), ([], []))
+    for feed in held:
+        feed.release()
 
 
 def _after_in_child() -> None:
-    while _held:
-        _held.pop().release_child()
-    while _busy:
-        _busy.pop().orphan()
+    held, busy = _forking.pop(get_ident(), ([], []))
+    _forking.clear()
+    for feed in held:
+        feed.release_child()
+    for feed in busy:
+        feed.orphan()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
