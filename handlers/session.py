@@ -110,7 +110,8 @@ class Session(SessionMapping):
         """Lay another live session's keys over ours, with their expiries, and revoke it; our deadlines stay.
 
         Its flash messages come along, behind ours. In this request it has ended at once, its descendants with it;
-        for good it ends after our commit, so that a response that fails loses the data of neither.
+        for good it ends after our commit, so that a response that fails loses the data of neither. Who revokes it, or
+        begins it anew with ``generate()``, ends it before that.
         """
         if other is self or self._descends_from(other):
             raise UsageError("merge() takes another session, and none of our ancestors.")

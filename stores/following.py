@@ -4,7 +4,9 @@ A cache may forget anything, but what it was told to forget it must not remember
 is doubted until whatever it may still hold is too old for it to serve.
 """
 
+import os
 from collections.abc import Callable
+from threading import RLock
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -85,8 +87,11 @@ class Doubt(NamedTuple):
 DOUBTS: Final[dict[tuple[int, str | None], Doubt]] = {}
 """What caches may still hold though they were to drop it: by the cache's identity and the handle, None for all.
 
-It is nearly always empty, and then a hit pays one look for that. There is no lock: each step is one of a dict.
+It is nearly always empty, and then a hit pays one look for that. Reading takes no lock.
 """
+
+_changing = RLock()
+"""Whoever writes to them has this, so that nobody forgets a doubt that was renewed just now."""
 
 _BEYOND: Final[WeakKeyDictionary[Cache, float]] = WeakKeyDictionary()
 
@@ -103,8 +108,9 @@ def doubt(cache: Cache, handle: str | None, error: BaseException) -> None:
     seconds = stopwatch(clock if isinstance(clock, Clock) else SystemClock())
     lasting = staleness if isinstance(staleness, int | float) else MAX_STALENESS
     key = id(cache), handle if len(DOUBTS) < MOST_DOUBTS else None
-    DOUBTS.pop(key, None)  # So that the oldest stands first.
-    DOUBTS[key] = Doubt(ref(cache), seconds, seconds() + lasting + _BEYOND.get(cache, 0.0), type(error).__name__)
+    made = Doubt(ref(cache), seconds, seconds() + lasting + _BEYOND.get(cache, 0.0), type(error).__name__)
+    with _changing:
+        DOUBTS[key] = made  # In one step: a reader finds the old one or this.
 
 
 def why_doubted(cache: Cache, handle: str) -> str | None:
@@ -119,9 +125,20 @@ def why_doubted(cache: Cache, handle: str) -> str | None:
 
 def _forget_the_oldest() -> None:
     """Forget the oldest doubt if it is over: each look takes one, so that soon there are none."""
+    if not _changing.acquire(blocking=False):
+        return  # Another look does it.
     try:
-        key = next(iter(DOUBTS))
-        if not DOUBTS[key].holds(DOUBTS[key].cache()):
+        key = next(iter(DOUBTS), None)
+        if key is not None and not DOUBTS[key].holds(DOUBTS[key].cache()):
             del DOUBTS[key]
-    except (StopIteration, RuntimeError, KeyError):
-        return  # Another thread was faster.
+    finally:
+        _changing.release()
+
+
+def _after_in_child() -> None:
+    """Take a lock that no thread of the parent has."""
+    global _changing  # noqa: PLW0603 - this process's own
+    _changing = RLock()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

@@ -163,10 +163,10 @@ class MemoryStore(Announcing):
         moved = 0
         for handle, _ in self._handles_of(label, old):
             with self._lock:
-                record = self._get(handle)
-                if record is None or record.label.get(label) != old or not record.is_live(self._now()):
+                record, now = self._get(handle), self._now()
+                if record is None or record.label.get(label) != old or not record.is_live(now):
                     continue
-                after, _ = changed(record, record.proof, Changes(labels={label: new}), self._now(), self.largest)
+                after, _ = changed(record, record.proof, Changes(labels={label: new}), now, self.largest)
                 self._replace(record, after)
                 self._reindex(record, after)
                 moved += 1

@@ -8,7 +8,7 @@ from ..caches.protocol import Cache
 from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
 from ..errors import BadSession, KeyNotFound, SessionGone
 from ..records import PROOF_BYTES, Changes, Record, changed_fields
-from .protocol import OPTIONAL, Store, missing
+from .protocol import Store, fits
 
 __all__ = ["PerKey"]
 
@@ -96,7 +96,7 @@ class PerKey:
 
 
 def _over(kept: Store | Cache) -> "Store | _OverCache":
-    return _OverCache(kept) if missing(kept, Store, OPTIONAL) else kept  # type: ignore[arg-type, return-value]
+    return kept if fits(kept, Store) else _OverCache(kept)  # type: ignore[arg-type]
 
 
 class _OverCache:

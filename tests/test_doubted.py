@@ -205,3 +205,23 @@ def test_doubts_are_bounded_and_go_with_their_cache(clock):
     for _ in range(MOST_DOUBTS + 1):
         assert why_doubted(other, "5") is None
     assert DOUBTS == {}
+
+
+def test_a_doubt_that_is_renewed_is_there_all_the_time():
+    seen = []
+
+    class Looking(FakeClock):
+        def now(self):
+            if DOUBTS:
+                seen.append((id(cache), "h") in DOUBTS)
+            return super().now()
+
+    cache = LocalCache(clock=Looking())
+    for _ in range(3):
+        doubt(cache, "h", OSError())
+    assert seen
+    assert all(seen)
+    assert why_doubted(cache, "h") == "OSError"
+    cache.clock.advance(3600)
+    assert why_doubted(cache, "h") is None
+    assert (id(cache), "h") not in DOUBTS

@@ -67,7 +67,6 @@ GARBAGE: Final = (1 << 32) - 1
 _HEAD: Final = struct.Struct(">BqqqqqqqqqII32s")
 _CALL: Final = struct.Struct(">32sqqIBHHHHHBIIq")
 _IDENTITY: Final = struct.Struct(">qqq32sq")
-_NEVER: Final = FOREVER
 _SEEN: Final = 3
 _DEADLINES: Final = slice(7, 10)
 _SIZE: Final = 10
@@ -239,11 +238,11 @@ def _contents_of(fields: bytes) -> tuple[dict[bytes, bytes], int, int, int]:
         contents = {name_of(key): orjson.dumps(value) for key, value in values.items()}
         sizes = {key: len(name_of(key)) + len(b"%d" % at) + 1 for key, at in deadlines.items() if key in values}
     except (ValueError, TypeError):
-        return {_ANYTHING: fields}, GARBAGE, 0, _NEVER
+        return {_ANYTHING: fields}, GARBAGE, 0, FOREVER
     size = sum(len(name) + len(text) + 1 for name, text in contents.items())
     for key in sizes:
         contents[name_of(key)] += b"\n%d" % deadlines[key]
-    return contents, size, sum(sizes.values()), min(map(deadlines.__getitem__, sizes), default=_NEVER)
+    return contents, size, sum(sizes.values()), min(map(deadlines.__getitem__, sizes), default=FOREVER)
 
 
 def _with_deadlines(texts: list[bytes]) -> bytes:
@@ -263,7 +262,7 @@ def _lines_of(labels: Mapping[str, str]) -> bytes:
 
 def _written(sets: Mapping[str, Field]) -> tuple[int, int, int, list[bytes], list[bytes]]:
     """Return what contents and deadlines take, the earliest deadline, and names and values of keys to write."""
-    size, deadlines_size, soon, names, values = 0, 0, _NEVER, list[bytes](), list[bytes]()
+    size, deadlines_size, soon, names, values = 0, 0, FOREVER, list[bytes](), list[bytes]()
     for key, (content, deadline) in sets.items():
         name = orjson.dumps(key) + b":"
         text = _text_of(content)
