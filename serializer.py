@@ -25,6 +25,9 @@ DEEPEST: Final = 32
 LARGEST: Final = 1 << 20
 SMALLEST_INT: Final = -(1 << 63)
 LARGEST_INT: Final = (1 << 64) - 1
+MOST_SHARED: Final = 32
+"""How many fields may be kept parsed: a small token would take a multiple of its size with more."""
+
 TAG: Final = b'{"$'
 _STRICT: Final = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 
@@ -103,6 +106,19 @@ class JsonSerializer:
             return fields, True
         return {key: _decoded(value) for key, value in fields.items()}, False
 
+    def shared(self, data: bytes) -> dict[str, Any] | None:
+        """Return the fields that ``pack`` was given if they are few and none could change in place; otherwise None.
+
+        So many requests may copy what was read once.
+        """
+        if b"[" in data or data.find(b"{", 1) > 0:  # A list, a dict, a tag, or text that looks so.
+            return None
+        try:
+            fields = orjson.loads(data)
+        except ValueError:
+            return None
+        return fields if fields.__class__ is dict and len(fields) <= MOST_SHARED else None
+
     def __eq__(self, other: object) -> bool:
         """Tell whether the other is of the same class."""
         return type(other) is type(self)
@@ -113,7 +129,7 @@ class JsonSerializer:
 
 
 class CustomFields:
-    """The same four calls over a serializer of the user's, which knows only ``dumps`` and ``loads``."""
+    """The same calls over a serializer of the user's, which knows only ``dumps`` and ``loads``."""
 
     __slots__ = ("_serializer", "dumps", "loads")
 
@@ -138,6 +154,9 @@ class CustomFields:
         if not isinstance(fields, dict):
             raise TypeError(f"The serializer gave back a {type(fields).__name__} for a dict: mend its loads().")
         return fields, False
+
+    def shared(self, data: bytes) -> None:
+        """Share nothing: what the serializer makes may change in place."""
 
 
 def _sized(raw: bytes) -> bytes:

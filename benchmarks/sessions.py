@@ -107,7 +107,7 @@ def envelope() -> int:
     """Return the bytes that a token's content has beyond the application's JSON."""
     data, ours = application_data(*SIZES["small"]), handler("signed")
     token = filled([ours], data).partition("=")[2]
-    return len(ours.codec.open(token)) - len(orjson.dumps(data))
+    return len(ours.codec.open(token).content) - len(orjson.dumps(data))
 
 
 def data_of(size: str, *, on_top: bool = False) -> dict[str, Any]:

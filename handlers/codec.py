@@ -75,6 +75,10 @@ class TokenCodec(Protocol):
         """
         ...
 
+    def verified(self, token: str) -> bytes:
+        """Do the same without remembering the token, for who remembers what its content says."""
+        ...
+
 
 def token_codec(keys: KeyRing, purpose: str, path: str, *, sealed: bool, clock: Clock) -> TokenCodec:
     """Return the codec for one purpose of one handler path."""
@@ -107,7 +111,7 @@ class Remembering(Generic[T]):
             # Our bodies are whole groups of three bytes: base64 that is padded is another spelling of one.
             if len(token) > LARGEST_TOKEN or token.endswith("="):
                 raise _refusal()
-            known = (token, self._verified(token))
+            known = (token, self.verified(token))
         self._remember(token, known)
         return known[1]
 
@@ -117,7 +121,8 @@ class Remembering(Generic[T]):
             self._old, self._young, self._room = self._young, {}, MEMO_CHARACTERS - len(token)
         self._young[token[-MEMO_KEY:]] = known
 
-    def _verified(self, token: str) -> T:
+    def verified(self, token: str) -> T:
+        """Return what the token says, verified anew; raise BadCookie for any text that is no such token."""
         raise NotImplementedError
 
 
@@ -154,7 +159,8 @@ class SignedTokens(Remembering[bytes]):
 
         return seal
 
-    def _verified(self, token: str) -> bytes:
+    def verified(self, token: str) -> bytes:
+        """Return the content, verified anew; raise BadCookie for any text that is no such token."""
         size = self._prefix_size
         try:
             mac = self._macs[token[:size]].copy()
@@ -204,7 +210,8 @@ class SealedTokens(Remembering[bytes]):
 
         return seal
 
-    def _verified(self, token: str) -> bytes:
+    def verified(self, token: str) -> bytes:
+        """Return the content, verified anew; raise BadCookie for any text that is no such token."""
         size = self._prefix_size
         try:
             keys = self._keys[token[:size]]

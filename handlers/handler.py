@@ -26,6 +26,7 @@ from .server_only import ServerOnlySession, generated, loaded
 from .session import Session
 from .stored import StoredSession
 from .subjects import end_all, end_one, live_sessions, sweep, sweep_expired
+from .token import CarriedTokens
 from .transport import CookieTransport, HeaderTransport, NoTransport, Transport
 from .wsgi import link
 
@@ -325,7 +326,7 @@ def _settle(handler: Handler, config: Config, parent: Handler | None) -> None:
         )
     path = "/".join([*(ancestor.name for ancestor in reversed(ancestors)), config.name])
     serializer = config.serializer if type(config.serializer) is JsonSerializer else CustomFields(config.serializer)
-    carrier, codec, store = _transport(config, path), _codec(config, path), _announcing_store(config)
+    carrier, codec, store = _transport(config, path), _codec(config, path, serializer), _announcing_store(config)
     if config.cache is not None and store is not None:
         # It hears what other handlers on this store object change, from now on.
         attach(config.cache, store, config.stale_for / 1000)
@@ -376,10 +377,11 @@ def _session_class(config: Config) -> "type[Session]":
     return CarriedSession if config.revocations is None else RevocableSession
 
 
-def _codec(config: Config, path: str) -> Any:
+def _codec(config: Config, path: str, serializer: Any) -> Any:
     if config.store is not None:
         return ClaimTokens(config.keys, path)
-    return token_codec(config.keys, "session", path, sealed=config.encrypted, clock=config.clock)
+    tokens = token_codec(config.keys, "session", path, sealed=config.encrypted, clock=config.clock)
+    return CarriedTokens(tokens, serializer.shared)
 
 
 def _contents(config: Config, path: str, serializer: Any) -> Contents:

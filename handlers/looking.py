@@ -38,7 +38,7 @@ from .context import (
 )
 from .events import emit
 from .ids import handle_text
-from .token import BRACE, HANDLE, ID_SIZE_AT, ID_START, SEPARATE, Extras, Identity, parent_handle, read_lives, read_rest
+from .token import HANDLE, SEPARATE, Carried, Extras, Identity, parent_handle
 
 if TYPE_CHECKING:
     from .handler import Handler
@@ -209,10 +209,8 @@ class Looking:
             if len(found) != 1:
                 found = self._the_one_of(found)
             token = found[0]
-            # 2. Verify before anything is parsed.
-            content = handler.codec.open(token)
-            # 3. Parse, 4. judge, 5. take the data.
-            self._take(content)
+            # 2. Verify, and only then 3. parse, unless this token was before; 4. judge, 5. take the data.
+            self._take(handler.codec.open(token))
             if not token.startswith(handler.codec.current):
                 self._change(KEY)
         except RejectedError as refusal:
@@ -249,25 +247,17 @@ class Looking:
         emit(self.handler, "duplicate")
         raise BadCookie("The request carries several tokens of this session.")
 
-    def _take(self, content: bytes) -> None:
+    def _take(self, carried: Carried) -> None:
         """Take a verified token's session over if it is live; raise the RejectedError that fits if it is not."""
         handler = self.handler
-        try:
-            form, created, ends = read_lives(content)
-            now = handler.now()
-            if not created - SKEW_MS <= now < ends:
-                self._refuse_time(content, ends, now)
-            # A form that this release does not know is a KeyError.
-            self._rest = rest = ID_START[form] + content[ID_SIZE_AT]
-            if content[rest] != BRACE:
-                self._extras, values = read_rest(content, rest)
-            else:
-                values = content[rest:]
-            self._data, self._plain = handler.serializer.unpack(values)
-        except RejectedError:
-            raise
-        except Exception as error:  # A serializer of the user's may raise anything.
-            raise BadCookie("The token's data cannot be read back.") from error
+        content, form, created, ends, self._rest, values = carried
+        now = handler.now()
+        if not created - SKEW_MS <= now < ends:
+            self._refuse_time(content, ends, now)
+        if values is not None:
+            self._data, self._plain = values.copy(), True
+        else:
+            self._read_data(carried)
         if self._parent is None:
             self._ready = self._extras is None or not self._extras.deadlines
         else:
@@ -277,6 +267,13 @@ class Looking:
         self.state = LIVE
         if form & SEPARATE or handler.idles:
             self._follow_the_settings()
+
+    def _read_data(self, carried: Carried) -> None:
+        """Read the data, which is this request's own."""
+        try:
+            self._extras, self._data, self._plain = carried.read(self.handler.serializer.unpack)
+        except Exception as error:  # A serializer of the user's may raise anything.
+            raise BadCookie("The token's data cannot be read back.") from error
 
     def _follow_the_settings(self) -> None:
         """Have this request counted as activity, or drop the idle deadline that the handler no longer has."""

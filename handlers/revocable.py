@@ -18,7 +18,7 @@ from .events import asked, emit
 from .ids import REVOKED_SESSION, handle_text, named_handle, proof_of, revoked_mark
 from .loading import Batch
 from .outdated import CURRENT, OVERLAP_MS, RENEWED_AWAY, RenewableSession
-from .token import Identity
+from .token import Carried, Identity
 
 __all__ = ["RevocableSession", "marks_of"]
 
@@ -29,9 +29,9 @@ _NOBODYS: Final = bytes(PROOF_BYTES)
 """The proof of a mark: nobody writes to one. That of a renewal tells by its own which renewal it was."""
 
 
-def marks_of(content: bytes) -> Iterator[tuple[str, int]]:
+def marks_of(carried: Carried) -> Iterator[tuple[str, int]]:
     """Yield the handles, and the least versions, of the two records that would speak against this token."""
-    who = Identity.read(content)
+    who = Identity.read(carried.content)
     yield _mark(_REVOKED, who), 0
     yield _mark(_RENEWED, who), 0
 
@@ -64,11 +64,11 @@ class RevocableSession(RenewableSession, CarriedSession):
         self._overlaps = False
         self._replaced: list[Identity] = []  # Who generate() replaced.
 
-    def _take(self, content: bytes) -> None:
+    def _take(self, carried: Carried) -> None:
         try:
-            super()._take(content)
+            super()._take(carried)
         except ParentInvalid:
-            self._came = Identity.read(content)
+            self._came = Identity.read(carried.content)
             raise
         try:
             self._came = self._who()

@@ -8,29 +8,35 @@
 
 Extras (keys that expire, a subject, flash messages) stand before the values, which then do not begin
 with their own brace. A request that changes only data copies the identity's bytes as they came.
+
+What a token says is the same for every request that brings it, so it is read once and remembered with the token.
+Values that could change in place are read anew, for they are each request's own.
 """
 
+from collections.abc import Callable
 from struct import Struct
-from typing import Any, Final, NamedTuple
+from struct import error as struct_error
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..clock import FOREVER
-from ..errors import CookieTooLarge
+from ..errors import BadCookie, CookieTooLarge
 from ..serializer import JsonSerializer
+from .codec import Remembering, TokenCodec
 from .ids import HANDLE_BYTES
 
 __all__ = [
-    "BRACE",
     "HANDLE",
-    "ID_SIZE_AT",
-    "ID_START",
     "SEPARATE",
+    "Carried",
+    "CarriedTokens",
     "Extras",
     "Identity",
     "parent_handle",
-    "read_lives",
-    "read_rest",
     "write_rest",
 ]
+
+Unpack: TypeAlias = Callable[[bytes], tuple[dict[str, Any], bool]]
+Shared: TypeAlias = Callable[[bytes], dict[str, Any] | None]
 
 _HEAD: Final = Struct(">BQQ20sB")
 _LIVES: Final = Struct(">BQQ")
@@ -47,16 +53,12 @@ HANDLE: Final = slice(_LIVES.size, _LIVES.size + HANDLE_BYTES)
 
 _JSON: Final = JsonSerializer()
 
-read_lives = _LIVES.unpack_from
-"""Return (form, created, ends) of a token's content; the times are milliseconds since the epoch."""
-
-BRACE: Final = ord("{")
+_BRACE: Final = ord("{")
 """The first byte of values that no extras precede."""
 
-ID_SIZE_AT: Final = _HEAD.size - 1
-"""Where the size of the id stands."""
+_ID_SIZE_AT: Final = _HEAD.size - 1
 
-ID_START: Final = {
+_ID_START: Final = {
     _FORM | separate | child: _HEAD.size + (_SEPARATE_LIVES.size if separate else 0) + (HANDLE_BYTES if child else 0)
     for separate in (0, SEPARATE)
     for child in (0, _CHILD)
@@ -66,7 +68,7 @@ ID_START: Final = {
 
 def parent_handle(content: bytes) -> bytes:
     """Return the parent's handle in the content of a child's token."""
-    start = ID_START[content[0]]
+    start = _ID_START[content[0]]
     return content[start - HANDLE_BYTES : start]
 
 
@@ -89,13 +91,13 @@ class Identity(NamedTuple):
     @classmethod
     def read(cls, content: bytes) -> "Identity":
         """Return the identity that a token's content begins with."""
-        form, created, ends = read_lives(content)
-        start = ID_START[form]
+        form, created, ends = _LIVES.unpack_from(content)
+        start = _ID_START[form]
         absolute, own, idle = ends, FOREVER, FOREVER
         if form & SEPARATE:
             absolute, own, idle = _SEPARATE_LIVES.unpack_from(content, _HEAD.size)
         parent = parent_handle(content) if form & _CHILD else b""
-        session_id = content[start : start + content[ID_SIZE_AT]].decode(errors="replace")
+        session_id = content[start : start + content[_ID_SIZE_AT]].decode(errors="replace")
         return cls(created, absolute, own, idle, content[HANDLE], parent, session_id)
 
     def write(self) -> bytes:
@@ -141,6 +143,50 @@ class Extras:
         return _JSON.dumps(present) if present else b""
 
 
+class Carried(NamedTuple):
+    """What a verified token says; the times are milliseconds since the epoch."""
+
+    content: bytes
+    form: int
+    created: int
+    ends: int
+    rest: int
+    """Where in the content the data begins, behind identity and id."""
+
+    values: dict[str, Any] | None
+    """Values none of which can change in place, for each request to copy; None if there may be others, or extras."""
+
+    def read(self, unpack: Unpack) -> tuple[Extras | None, dict[str, Any], bool]:
+        """Return the extras, the values, and whether these are plain JSON, as the request's own."""
+        extras, raw = None, self.content[self.rest :]
+        if raw[0] != _BRACE:
+            extras, raw = _read_rest(raw)
+        return extras, *unpack(raw)
+
+
+class CarriedTokens(Remembering[Carried]):
+    """Tokens that hold a whole session."""
+
+    __slots__ = ("_shared", "_tokens", "current", "seal", "sealer")
+
+    def __init__(self, tokens: TokenCodec, shared: Shared) -> None:
+        """Read what these tokens hold; ``shared`` returns the values that requests may share, or None."""
+        super().__init__()
+        self._tokens, self._shared = tokens, shared
+        self.current, self.seal, self.sealer = tokens.current, tokens.seal, tokens.sealer
+
+    def verified(self, token: str) -> Carried:
+        """Return what the token says, verified anew; raise BadCookie for any text that is no such token."""
+        content = self._tokens.verified(token)
+        try:
+            form, created, ends = _LIVES.unpack_from(content)
+            rest = _ID_START[form] + content[_ID_SIZE_AT]
+            values = self._shared(content[rest:]) if content[rest] == _BRACE else None
+        except (struct_error, KeyError, IndexError) as error:
+            raise BadCookie("The token is of a form that this release does not know.") from error
+        return Carried(content, form, created, ends, rest, values)
+
+
 def write_rest(extras: Extras | None, values: bytes) -> bytes:
     """Return what follows identity and id in a token's content."""
     raw = b"" if extras is None else extras.write()
@@ -149,9 +195,8 @@ def write_rest(extras: Extras | None, values: bytes) -> bytes:
     return b"".join((_FRAME.pack(0, len(raw)), raw, values)) if raw else values
 
 
-def read_rest(content: bytes, start: int) -> tuple[Extras, bytes]:
+def _read_rest(raw: bytes) -> tuple[Extras, bytes]:
     """Return the extras and the values behind them, where the data does not begin with a brace."""
-    _, length = _FRAME.unpack_from(content, start)
-    middle = start + _FRAME.size
-    end = middle + length
-    return Extras.read(content[middle:end]), content[end:]
+    _, length = _FRAME.unpack_from(raw)
+    end = _FRAME.size + length
+    return Extras.read(raw[_FRAME.size : end]), raw[end:]

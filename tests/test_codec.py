@@ -15,13 +15,14 @@ import subprocess
 import sys
 import threading
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 
 import cryptography_vectors
+import orjson
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -49,9 +50,10 @@ from sessiontree import (
     with_serializer,
 )
 from sessiontree.errors import CookieTooLarge
-from sessiontree.handlers import CookieCodec, codec, encoding, looking
+from sessiontree.handlers import CookieCodec, codec, encoding
+from sessiontree.handlers import token as token_module
 from sessiontree.handlers.codec import LARGEST_TOKEN, SealedTokens, SignedTokens, token_codec
-from sessiontree.serializer import JsonSerializer
+from sessiontree.serializer import IMMUTABLE, JsonSerializer
 from sessiontree.testing import FakeClock
 
 PACKAGE = Path(sessiontree.__file__).parent
@@ -249,7 +251,8 @@ def parsed(monkeypatch):
 
     spy(JsonSerializer, "loads")
     spy(JsonSerializer, "unpack")
-    spy(looking, "read_rest")
+    spy(JsonSerializer, "shared")
+    spy(token_module, "_read_rest")
     return seen
 
 
@@ -279,7 +282,7 @@ def test_cr_1_nothing_is_parsed_before_the_token_verifies(sealed, parsed):
         assert site.visit(dict, site.another_browser(), HTTP_COOKIE=f"__Host-visitor={bad}") == {}
     assert parsed == []
     assert site.visit(dict) == {"user": "zoe"}
-    assert "unpack" in parsed
+    assert "shared" in parsed
 
 
 @both
@@ -289,6 +292,85 @@ def test_cr_1_nothing_is_parsed_by_the_codec_alone_before_the_text_verifies(seal
         with pytest.raises(BadCookie):
             made.decode(bad)
     assert parsed == []
+
+
+# -- what a token says is read once ---------------------------------------------------------------
+
+
+def cookie_of(site: Site) -> str:
+    return f"__Host-visitor={site.browser.jar.get('__Host-visitor')}"
+
+
+ONCE = {"user": "zoe", "visits": 7, "ratio": 0.5, "admin": False, "note": None}
+
+
+@both
+def test_what_a_token_says_is_parsed_once_for_all_requests_that_bring_it(sealed, parsed):
+    site = Site(Handler("visitor", SECRET, *([with_encryption()] if sealed else [])))
+    site.visit(lambda session: session.update(ONCE))
+    parsed.clear()
+    assert [site.visit(dict) for _ in range(5)] == [ONCE] * 5
+    assert parsed == ["shared"]
+
+
+@both
+def test_no_request_sees_what_another_one_did_to_the_values_of_the_same_token(sealed):
+    site = Site(Handler("visitor", SECRET, *([with_encryption()] if sealed else [])))
+    site.visit(lambda session: session.update(ONCE))
+    cookie = cookie_of(site)
+
+    def spoil(session):
+        session["user"] = "eve"
+        session["extra"] = 1
+        del session["visits"]
+
+    for act in (spoil, lambda session: session.clear(), lambda session: session.revoke()):
+        site.visit(act, site.another_browser(), HTTP_COOKIE=cookie)
+        assert site.visit(dict, site.another_browser(), HTTP_COOKIE=cookie) == ONCE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[1], {"a": 1}, {1, 2}, (1, [2]), [], {}, "a [bracket]", "a {brace}", b"bytes", timedelta(1)],
+    ids=repr,
+)
+def test_values_that_could_change_in_place_are_each_requests_own(value):
+    site = Site(Handler("visitor", SECRET))
+    site.visit(lambda session: session.update(value=value, plain=1))
+    cookie = cookie_of(site)
+    kept = []
+    for _ in range(2):
+        site.visit(lambda session: kept.append(session["value"]), site.another_browser(), HTTP_COOKIE=cookie)
+    one, other = kept
+    assert one == other == value
+    assert type(one) in IMMUTABLE or one is not other
+    if isinstance(one, list):
+        one.append("spoilt")
+        assert site.visit(lambda session: session["value"], site.another_browser(), HTTP_COOKIE=cookie) == value
+
+
+def test_many_values_are_not_kept_parsed(parsed):
+    site = Site(Handler("visitor", SECRET))
+    many = {f"k{number}": number for number in range(33)}
+    site.visit(lambda session: session.update(many))
+    parsed.clear()
+    assert site.visit(dict) == site.visit(dict) == many
+    assert parsed == ["shared", "unpack", "unpack"]
+
+
+def test_values_of_a_serializer_of_the_users_are_each_requests_own():
+    class Lists:
+        def dumps(self, value):
+            return orjson.dumps(value)
+
+        def loads(self, data):
+            return {key: [value] for key, value in orjson.loads(data).items()}
+
+    site = Site(Handler("visitor", SECRET, with_serializer(Lists())))
+    site.visit(lambda session: session.update(a=1))
+    cookie = cookie_of(site)
+    for _ in range(3):
+        assert site.visit(lambda session: session["a"].append(2) or session["a"], HTTP_COOKIE=cookie) == [1, 2]
 
 
 # -- CR-3, CR-4, CR-5: the primitives -------------------------------------------------------------
@@ -551,7 +633,8 @@ def test_cr_10_no_two_uses_share_a_key_and_none_uses_the_master(monkeypatch):
     visitor = Handler("visitor", SECRET)
     user = visitor.spawn("user")
     for handler in (visitor, user, visitor.configure(with_encryption()), user.configure(with_encryption())):
-        handler.codec.open(handler.codec.seal(b"content"))
+        with pytest.raises(BadCookie, match="form"):
+            handler.codec.open(handler.codec.seal(b"content"))
         Csrf(handler)
     for encrypted in (False, True):
         CookieCodec("visitor", SECRET, encrypted=encrypted).encode({})
@@ -786,7 +869,7 @@ def content_of(*options, act=None) -> bytes:
     """Return what the token of a live session says, as far as its values and without them."""
     site = Site(Handler("visitor", SECRET, with_clock(FakeClock()), *options))
     site.visit(lambda session: (session.update(a=1), act and act(session)))
-    content = site.handler.codec.open(site.browser.jar.get("__Host-visitor")).rstrip(b" ")
+    content = site.handler.codec.open(site.browser.jar.get("__Host-visitor")).content.rstrip(b" ")
     assert content.endswith(VALUES)
     return content[: -len(VALUES)]
 

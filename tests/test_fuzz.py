@@ -101,7 +101,7 @@ def genuine(handler: Handler) -> tuple[Site, dict[str, str]]:
 
 FAMILIES = [genuine(handler) for handler in HANDLERS]
 HEADS = [
-    one.codec.open(tokens[one.name]).rstrip(b" ").removesuffix(VALUES)
+    one.codec.open(tokens[one.name]).content.rstrip(b" ").removesuffix(VALUES)
     for site, tokens in FAMILIES
     for one in site.handlers
 ]

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from itertools import cycle
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from uuid import UUID
@@ -579,3 +580,17 @@ def test_un_1_no_key_of_the_application_reaches_a_field_of_ours():
         dict.fromkeys(names, "forged"),
         False,
     )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b'{"a":', b"{}}", b'{"a":[]}', b'{"a":{"b":1}}', b'{"a":{"$bytes":"YQ=="}}', b'{"a":"[text]"}', b'{"a":"{text}"}'],
+)
+def test_only_fields_that_cannot_change_in_place_are_shared(raw):
+    assert JSON.shared(raw) is None
+
+
+@pytest.mark.parametrize(("number", "shared"), [(0, True), (1, True), (32, True), (33, False)])
+def test_only_few_fields_are_shared(number, shared):
+    fields = dict(zip(map(str, range(number)), cycle([1, -0.5, "text", True, None, 1 << 63]), strict=False))
+    assert JSON.shared(JSON.pack(fields, plain=True)) == (fields if shared else None)
