@@ -43,10 +43,19 @@ class CarriedSession(Session):
             return self._farewell(failed=failed)
         if failed:
             return self._renewed_only()
-        origin = self._origin
-        if self._changes == DATA and origin is not None and self._is_plain():
-            # What nearly every write is: plain data in place of plain data.
-            return self._header(origin[: self._rest] + self.handler.serializer.pack(self._data, self._plain))
+        handler, origin = self.handler, self._origin
+        if (
+            self._changes == DATA
+            and origin is not None
+            and self._extras is None
+            and self._exposed is None
+            and not (handler.idles or origin[0] & SEPARATE)
+        ):
+            # What nearly every write is: data in place of data, by keys that last, in a session whose end stays.
+            value = handler.header_value(origin[: self._rest] + handler.serializer.pack(self._data, self._plain))
+            if len(value) > LARGEST_SET_COOKIE:
+                raise self._too_large(len(value))
+            return value
         return self._replacement(self._told)
 
     def _check_writable(self) -> None:
@@ -78,10 +87,6 @@ class CarriedSession(Session):
         if replaced is not None:
             emit(self.handler, "revoked", replaced, "replaced")
 
-    def _is_plain(self) -> bool:
-        """Tell whether there is nothing but keys that last, changed by writes alone, in a session without a timeout."""
-        return self._extras is None and self._exposed is None and not self.handler.idles
-
     def _renewed_only(self) -> str | None:
         """Return the session as it came, but for its new id, if it has one."""
         if not self._changes & RENEWED or self._origin is None:
@@ -101,16 +106,17 @@ class CarriedSession(Session):
         if content[0] & SEPARATE:
             value += self._lasting(Identity.read(content))
         if len(value) > LARGEST_SET_COOKIE:
-            raise CookieTooLarge(self._weighed(len(value)))
+            raise self._too_large(len(value))
         return value
 
-    def _weighed(self, size: int) -> str:
+    def _too_large(self, size: int) -> CookieTooLarge:
+        """Return the error that names what weighs most."""
         dumps = self.handler.serializer.dumps
         parts = [(len(dumps(value)), repr(key)) for key, value in self._data.items()]
         if self._extras is not None:
             parts += [(len(self._extras.write()), "subject, flash messages and expiries")]
         heaviest = ", ".join(f"{name} ({weight} bytes)" for weight, name in sorted(parts, reverse=True)[:3])
-        return (
+        return CookieTooLarge(
             f"The token of {self.handler.path!r} would have {size} octets, attributes included, and may have "
             f"{LARGEST_SET_COOKIE}. Heaviest keys: {heaviest or 'none'}. Keep less in it, or keep it in a store."
         )

@@ -144,7 +144,14 @@ class Registry:
             return headers
         if context.ended:
             self._follow_the_ended(environ)
-        answers = self._answers(failed=status.startswith("5")) if context.changed else []
+        if not context.changed:
+            answers = []
+        elif len(self._sessions) != 1 or context.replacing or context.merging or context.batches:
+            answers = self._answers(failed=status.startswith("5"))
+        else:  # Nearly every request that writes: its commit has to do with no other.
+            [session] = self._sessions.values()
+            answer = session.answer(status.startswith("5"))
+            answers = [] if answer is None else [(session.handler.transport.response_header, answer)]
         self.done = context.done = True
         return merged(headers, answers, context.vary) if context.vary else headers
 
@@ -228,14 +235,6 @@ class Registry:
         context = self._context
         if context is None:
             return []
-        if len(self._sessions) != 1 or context.replacing or context.merging or context.batches:
-            return self._answers_together(context, failed=failed)
-        [session] = self._sessions.values()
-        answer = session.answer(failed)
-        return [] if answer is None else [(session.handler.transport.response_header, answer)]
-
-    def _answers_together(self, context: Context, *, failed: bool) -> "list[Header]":
-        """Do the same where one session's commit has to do with another's."""
         answers: list[Header] = []
         if not failed and (context.replacing or context.merging or len(self._sessions) > 1):
             self._rehearse(ends_others=context.replacing or context.merging)
