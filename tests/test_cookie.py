@@ -413,12 +413,13 @@ def test_rq_8_a_policy_is_frozen_and_its_copies_are_equal():
         assert hash(twin) == hash(policy)
 
 
+PRINTABLE = st.characters(exclude_categories=("C", "Z"))
+
+
 @quick
 @given(
     policies(),
-    st.dictionaries(
-        st.text(max_size=4).filter(str.isprintable), st.text(max_size=9).filter(str.isprintable), max_size=3
-    ),
+    st.dictionaries(st.text(PRINTABLE, max_size=4), st.text(PRINTABLE, max_size=9), max_size=3),
 )
 def test_ck_13_rq_8_every_line_we_emit_has_the_grammar_of_6265bis(policy, values):
     """A name that is a token, a value of cookie-octets, attributes of visible ASCII; nothing quoted."""
