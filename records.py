@@ -37,6 +37,7 @@ from .serializer import LARGEST_INT, SMALLEST_INT
 
 __all__ = [
     "FORM",
+    "KEEP",
     "LARGEST",
     "NOTHING",
     "PROOF_BYTES",
@@ -80,6 +81,9 @@ PROOF_BYTES: Final = 32
 LARGEST: Final = 1 << 20
 """How many bytes the fields of one record may take, unless its store says otherwise."""
 
+KEEP: Final = -1
+"""The deadline in ``Changes.sets`` of a key that keeps the one it has."""
+
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _HEAD: Final = Struct(">Bqqqqqqqq32sH")
@@ -96,7 +100,7 @@ Content = bytes
 """What a field holds: any bytes, or ``Json``."""
 
 Field = tuple[Content, int]
-"""A content and the key's own deadline in milliseconds since the epoch; 0 is none."""
+"""A content and the key's own deadline in milliseconds since the epoch; 0 is none, and in changes there is ``KEEP``."""
 
 
 class Json(bytes):
@@ -220,7 +224,10 @@ class Changes(NamedTuple):
     """What one ``apply`` does to a record, all of it or nothing. Deadlines are milliseconds since the epoch."""
 
     sets: Mapping[str, Field] = NOTHING
-    """Keys to write: their content and their own deadline, 0 for none."""
+    """Keys to write: their content and their own deadline, 0 for none.
+
+    ``KEEP`` leaves a key the deadline that it has by then, whoever gave it; a missing or expired one has none.
+    """
 
     deletes: Collection[str] = ()
     """Keys to remove; a missing one is fine."""
@@ -465,9 +472,9 @@ def changed_fields(
         deadlines.pop(key, None)
     for key, (content, deadline) in sets.items():
         values[key] = as_value(content)
-        if deadline:
+        if deadline and deadline != KEEP:
             deadlines[key] = deadline
-        elif deadlines:
+        elif deadlines and not deadline:
             deadlines.pop(key, None)
     sums = _added(values, adds, sets) if adds else NOTHING
     result = packed(values, deadlines)

@@ -31,7 +31,7 @@ from sessiontree import (
     with_store,
 )
 from sessiontree.clock import FOREVER
-from sessiontree.records import Changes
+from sessiontree.records import KEEP, Changes
 from sessiontree.stores import open_store
 from sessiontree.stores.conformance import StoreConformance
 from sessiontree.stores.conformance.applying import Applying, Pipelines, Writing
@@ -213,6 +213,8 @@ def test_every_verb_is_one_statement(store, sent, clock):
         lambda: store.apply(record.handle, PROOF, Changes(idle=FOREVER - 2)),
         lambda: store.apply(record.handle, PROOF, Changes(adds={"n": 1})),
         lambda: store.apply(record.handle, PROOF, Changes(sets={"n": (js(7), 0)}, expects={"n": js(2), "over": None})),
+        lambda: store.apply(record.handle, PROOF, Changes(sets={"n": (js(8), KEEP)}, expects={"n": js(7)})),
+        lambda: store.apply(record.handle, PROOF, Changes(sets={"over": (js(1), KEEP)}, expects={"over": None})),
         lambda: store.apply(record.handle, PROOF, Changes(sets={str(number): (js(number), 0) for number in range(40)})),
         lambda: store.apply(record.handle, PROOF, Changes(labels={"subject": "eve", "worker": "1"}, authenticated=5)),
         lambda: store.apply(record.handle, PROOF, Changes(proof=OTHER_PROOF, grace=FOREVER)),
@@ -292,6 +294,7 @@ def test_a_write_sends_what_it_changes_however_large_the_record_is(store, sent):
         Changes(sets={"a": (js("y" * 100), FOREVER - 1)}, deletes=("k1",)),
         Changes(adds={"n": 1}),
         Changes(sets={"a": (js("z"), 0)}, expects={"a": js("y" * 100)}),
+        Changes(sets={"a": (js("y"), KEEP)}, expects={"a": js("z")}),
         Changes(proof=OTHER_PROOF, labels={"subject": "bob"}),
     ):
         store.apply(record.handle, PROOF, changes)

@@ -13,7 +13,7 @@ pytest.importorskip("psycopg_pool")
 
 from sessiontree import SessionError, SessionGone
 from sessiontree.clock import FOREVER, FakeClock
-from sessiontree.records import FORM, Changes, Json, Record, as_value, packed
+from sessiontree.records import FORM, KEEP, Changes, Json, Record, as_value, packed
 from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, fresh_handle, js, json_values
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.postgres import PostgresStore
@@ -69,7 +69,7 @@ def seldom(strategy, nothing):
 changes = st.builds(
     Changes,
     sets=seldom(st.dictionaries(keys, st.tuples(contents, st.just(0)), max_size=6), {})
-    | seldom(st.dictionaries(keys, st.tuples(contents, times), max_size=3), {}),
+    | seldom(st.dictionaries(keys, st.tuples(contents, times | st.just(KEEP)), max_size=3), {}),
     deletes=seldom(st.lists(keys, max_size=3).map(tuple), ()),
     adds=seldom(st.dictionaries(keys, st.sampled_from([*NUMBERS, 7, -7, -HUGE]), max_size=2), {}),
     expects=seldom(st.dictionaries(keys, st.none() | contents, max_size=2), {}),
@@ -81,15 +81,25 @@ changes = st.builds(
     authenticated=seldom(st.integers(0, 9), None),
     labels=seldom(st.dictionaries(names, st.none() | values, max_size=2), {}),
 )
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(["current"] * 9 + [OTHER_PROOF, b"short"]),
-        changes,
-        st.sampled_from([0, 0, 0, 1, 3]),
-        st.lists(keys, max_size=2),
-    ),
-    max_size=6,
-)
+wanted = st.sampled_from(["current"] * 9 + [OTHER_PROOF, b"short"])
+laters = st.sampled_from([0, 0, 0, 1, 3])
+
+
+@st.composite
+def exchanges(draw):
+    """Return what ``update_key`` does: a content for the one that is there, which seldom is another than expected."""
+    key = draw(keys)
+    expects = draw(seldom(st.fixed_dictionaries({key: st.none() | contents}), {}))
+    change = Changes(
+        sets={key: (draw(contents), KEEP)},
+        expects=expects,
+        seen=draw(seldom(st.integers(NOW - 9, NOW + 9), None)),
+        idle=draw(seldom(ends, None)),
+    )
+    return draw(wanted), change, draw(laters), [] if expects else [key]
+
+
+steps = st.lists(st.tuples(wanted, changes, laters, st.lists(keys, max_size=2)) | exchanges(), max_size=6)
 
 
 @pytest.fixture(scope="module", params=KINDS if SOAK > 1 else KINDS[:1])
@@ -210,6 +220,7 @@ NESTED = ("a", '"a', 'a"', 'a":1', "a:", ":", "", "\\", "é", "\t", "\ta")
 EVERY_KIND = (
     Changes(), Changes(idle=FOREVER), Changes(sets=SET), Changes(adds={"n": 1}), Changes(labels={"subject": "x"}),
     Changes(proof=OTHER_PROOF), Changes(authenticated=7), Changes(expects={"a": None}),
+    Changes(sets={"a": (js(1), KEEP)}, expects={"a": None}),
 )  # fmt: skip
 
 
@@ -226,13 +237,21 @@ def corners_of_keys():
         Changes(deletes=("n",), adds={"n": 2}), Changes(deletes=("m",), adds={"m": 2}), Changes(adds={"m": 2, "n": 3}),
         Changes(deletes=("n", "n", "m"), sets={"n": (js(1), 0)}), Changes(deletes=("n",), sets={"n": (js(1), NOW + 5)}),
         Changes(sets={"m": (js(1), 0)}), Changes(sets={"m": (js(1), NOW)}),
-        Changes(sets={"m": (js(1), 0)}, adds={"m": 2}),
+        Changes(sets={"m": (js(1), 0)}, adds={"m": 2}), Changes(sets={"m": (js(1), KEEP)}, adds={"m": 2}),
+        Changes(sets={"m": (js(1), KEEP)}, deletes=("m",)), Changes(sets={"m": (js(1), KEEP), "n": (js(1), KEEP)}),
+        Changes(sets={"m": (js(1), KEEP)}), Changes(sets={"m": (js(1), KEEP)}, expects={"m": js(7)}),
+        Changes(sets={"m": (js(1), KEEP)}, expects={"n": js(5)}),
+        Changes(sets={"m": (js(1), KEEP)}, expects={"m": js(7), "n": js(5)}, labels={"subject": "x"}),
         Changes(adds={"n": True}), Changes(adds={"n": 1.5}),
     ):  # fmt: skip
         yield {"fields": one(n=js(5), m=(js(7), NOW + 9))}, changes
     # Keys whose time comes just now, is over, or is not there.
+    for key in ("a", "b", "n", "over", "none"):
+        for expected in (None, js(1), js(5), b"1"):
+            yield {"fields": SOON}, Changes(sets={key: (js(2), KEEP)}, expects={key: expected})
     for changes in (
         Changes(sets={"b": (js(2), 0)}), Changes(sets=SET), Changes(deletes=("n",)),
+        Changes(sets={"a": (js(2), KEEP), "n": (js(2), KEEP)}),
         Changes(deletes=("n", "a", "over")),
         Changes(adds={"a": 1, "n": 1, "over": 1}), Changes(expects={"a": None, "over": None, "n": js(5)}),
         Changes(expects={"a": js(1)}), Changes(expects={"n": None}), Changes(sets={"a": (js(2), NOW + 3)}),
@@ -243,11 +262,14 @@ def corners_of_keys():
     for content in LOOKALIKES:
         for expected in (*LOOKALIKES, None):
             yield {"fields": one(a=content)}, Changes(sets={"b": (js(1), 0)}, expects={"a": expected})
+            yield {"fields": one(a=content)}, Changes(sets={"a": (b"new", KEEP)}, expects={"a": expected})
     for key in NESTED:
         others = {"fields": one(**{other: js(1) for other in NESTED if other != key})}
         for changes in (
             Changes(deletes=(key,)), Changes(sets={key: (js("z"), 0)}), Changes(sets={key: (js("z"), NOW + 3)}),
             Changes(adds={key: 1}), Changes(expects={key: js(1)}), Changes(expects={key: None}),
+            Changes(sets={key: (js("z"), KEEP)}, expects={key: js(1)}),
+            Changes(sets={key: (js("z"), KEEP)}, expects={key: None}),
         ):  # fmt: skip
             yield others, changes
             yield {"fields": one(**{other: js(1) for other in NESTED})}, changes
@@ -262,6 +284,10 @@ def corners_of_records():
                 full = {"k": (js("y" * (ROOM + more)), deadline)}
                 yield {"fields": one(k=js("x" * before))}, Changes(sets=full)
                 yield {"fields": one(k=js("x" * before))}, Changes(sets={"l": full["k"]})
+                room = LARGEST - len(one(k=(js(""), deadline))) + more
+                yield {"fields": one(k=(js("x"), deadline))}, Changes(sets={"k": (js("y" * room), KEEP)})
+                exchange = Changes(sets={"k": (js("y" * room), KEEP)}, expects={"k": js("x")})
+                yield {"fields": one(k=(js("x"), deadline))}, exchange
     for number in (1, 1000):
         yield {"fields": one(k=js("x" * (ROOM - 6)), n=js(9))}, Changes(adds={"n": number})
     # A newer release's record, garbage, and what is over.

@@ -16,7 +16,7 @@ from support import SOAK
 
 from sessiontree import SessionError, UsageError
 from sessiontree.clock import FOREVER
-from sessiontree.records import LARGEST, Changes, Json, Record, as_value, packed, unpacked
+from sessiontree.records import KEEP, LARGEST, Changes, Json, Record, as_value, packed, unpacked
 from sessiontree.stores.conformance.tools import fresh_handle, js, json_values, key_names
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.redis import RedisStore
@@ -99,7 +99,7 @@ def changes(draw, held=()):
     known = st.sampled_from(sorted(held)) if held else keys
     named = known | keys
     return Changes(
-        sets=draw(st.dictionaries(named, st.tuples(contents, no_deadline | deadlines), max_size=3)),
+        sets=draw(st.dictionaries(named, st.tuples(contents, no_deadline | deadlines | st.just(KEEP)), max_size=3)),
         deletes=draw(st.just(()) | st.lists(named, max_size=2).map(tuple)),
         adds=draw(st.just({}) | st.dictionaries(named, integers, max_size=2)),
         expects=draw(st.just({}) | st.just({}) | st.dictionaries(named, st.none() | contents, max_size=2)),
@@ -223,7 +223,7 @@ def plain_histories(draw):
         st.lists(
             st.builds(
                 data_changes,
-                sets=st.dictionaries(named, st.tuples(contents, no_deadline | st.just(NOW + 2)), max_size=3),
+                sets=st.dictionaries(named, st.tuples(contents, st.sampled_from([0, 0, NOW + 2, KEEP])), max_size=3),
                 deletes=st.lists(named, max_size=2).map(tuple),
                 adds=st.just({}) | st.dictionaries(st.just("n"), integers, max_size=1),
                 expects=st.just({}) | st.dictionaries(st.just("missing"), st.none()),
@@ -254,6 +254,7 @@ def test_any_number_of_keys_is_written_and_removed_at_once(stores, size):
     steps = [
         (Changes(sets=many), None, 0),
         (Changes(adds=dict.fromkeys(many, 1)), None, 0),
+        (Changes(sets={key: (js(number + 1), KEEP) for number, key in enumerate(many)}), None, 0),
         (Changes(expects={key: js(number + 1) for number, key in enumerate(many)}), None, 0),
         (Changes(deletes=tuple(many)), None, 0),
     ]
@@ -269,6 +270,7 @@ def test_any_number_of_keys_is_written_and_removed_at_once(stores, size):
         Changes(expects={"a\ud800": None}), Changes(expects={"a\ud800": js(1)}), Changes(labels={"a\ud800": None}),
         Changes(labels={"subject": "a\ud800"}), Changes(deletes=("a", "a")), Changes(adds={"a": 1 << 70}),
         Changes(sets={"a": (js(1), 0)}, adds={"a": 1}), Changes(sets={"a": (js(1), 0)}, deletes=("a",)),
+        Changes(sets={"a": (js(1), KEEP)}, adds={"a": 1}), Changes(sets={"a": (js(1), KEEP)}, deletes=("a",)),
         Changes(deletes=("a",), adds={"a": 1}), Changes(expects={"a": Json(b'{"$bytes":"AA=="}')}),
     ],
     ids=ascii,

@@ -26,6 +26,7 @@ from sessiontree import (
 from sessiontree.clock import FOREVER, SystemClock
 from sessiontree.records import (
     FORM,
+    KEEP,
     LARGEST,
     Changes,
     Json,
@@ -199,6 +200,29 @@ class NeverCompares(MemoryStore):
         return super().apply(handle, proof, changes._replace(expects={}))
 
 
+class KeepsNoDeadline(MemoryStore):
+    def apply(self, handle, proof, changes):
+        sets = {key: (content, max(deadline, 0)) for key, (content, deadline) in changes.sets.items()}
+        return super().apply(handle, proof, changes._replace(sets=sets))
+
+
+class TakesKeepForATime(MemoryStore):
+    def apply(self, handle, proof, changes):
+        sets = {key: (content, deadline * 2) for key, (content, deadline) in changes.sets.items()}
+        return super().apply(handle, proof, changes._replace(sets=sets))
+
+
+class KeepsWhatItReadBefore(MemoryStore):
+    def apply(self, handle, proof, changes):
+        before = self.load(handle).contents(self.clock.now())
+        threading.Event().wait(0.0005)
+        sets = {
+            key: (content, before.get(key, (None, 0))[1] if deadline == KEEP else deadline)
+            for key, (content, deadline) in changes.sets.items()
+        }
+        return super().apply(handle, proof, changes._replace(sets=sets))
+
+
 class AppliesInSteps(MemoryStore):
     def apply(self, handle, proof, changes):
         for label, value in changes.labels.items():
@@ -276,6 +300,10 @@ BROKEN = [
     (SweepsProlonged, SUITE.test_a_sweep_leaves_what_was_prolonged, ["clock"]),
     (NeverCompares, SUITE.test_other_contents_than_expected_fail_the_comparison, [{"a": js(2)}]),
     (NeverCompares, SUITE.test_of_comparisons_at_once_one_wins, ["other"]),
+    (KeepsNoDeadline, SUITE.test_a_key_that_is_set_to_keep_its_deadline_has_the_one_that_it_had, ["clock", {}]),
+    (KeepsNoDeadline, SUITE.test_a_deadline_is_kept_beside_whatever_else_changes, ["clock"]),
+    (TakesKeepForATime, SUITE.test_a_key_that_is_set_to_keep_its_deadline_has_the_one_that_it_had, ["clock", {}]),
+    (KeepsWhatItReadBefore, SUITE.test_a_deadline_that_is_given_while_others_keep_it_stays, ["other"]),
     (AppliesInSteps, SUITE.test_changes_are_made_all_or_not_at_all, [CompareFailed]),
     (AppliesInSteps, SUITE.test_the_version_grows_by_one_with_each_write, []),
     (CountsTouches, SUITE.test_a_touch_moves_deadlines_and_keeps_the_version, ["clock"]),
@@ -425,6 +453,18 @@ def test_expired_keys_are_dropped_with_the_next_write():
 def test_set_and_increment_of_one_key_in_one_change_add_to_what_is_set():
     after, sums = changed(a_record(), PROOF, Changes(sets={"n": (js(40), 9)}, adds={"n": 2}), 0)
     assert (after.contents(0), sums) == ({"n": (js(42), 9)}, {"n": 42})
+
+
+def test_a_deadline_is_kept_by_who_says_so_and_by_nobody_else():
+    record = a_record(fields=fields(a=(js(1), 9), b=(js(1), 9), c=(js(1), 5), n=(js(1), 9)))
+    kept = {key: (js(2), KEEP) for key in ("a", "c", "n", "new")}
+    after, sums = changed(record, PROOF, Changes(sets={**kept, "b": (js(2), 0)}, adds={"n": 40}), 5)
+    assert (unpacked(after.fields), sums) == (
+        ({"a": 2, "b": 2, "n": 42, "c": 2, "new": 2}, {"a": 9, "n": 9}),
+        {"n": 42},
+    )
+    removed, _ = changed(record, PROOF, Changes(sets={"a": (js(2), KEEP)}, deletes=("a",)), 5)
+    assert removed.contents(5)["a"] == (js(2), 0), "It was removed, and then there was nothing to keep."
 
 
 def test_labels_are_set_and_removed():

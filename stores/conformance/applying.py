@@ -1,6 +1,8 @@
 """What ``apply`` promises, and ``apply_many`` where a store has it."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from ...errors import (
     SessionGone,
     UsageError,
 )
-from ...records import Changes, Content, Version, unpacked
+from ...records import KEEP, Changes, Content, Version, unpacked
 from ..protocol import Pipelining, Store
 from .tools import (
     LATE,
@@ -109,6 +111,66 @@ class Applying(StoreCases):
         assert loaded(store, record.handle).contents(clock.now()) == sets
         clock.advance(1)
         assert contents(store, record.handle) == {"a": js(2), "c": js(2)}
+
+    @pytest.mark.parametrize(
+        "before", [{}, {"a": js(1), "b": js(1), "over": None, "missing": None}], ids=["anything", "expected"]
+    )
+    def test_a_key_that_is_set_to_keep_its_deadline_has_the_one_that_it_had(
+        self, store: Store, clock: FakeClock, before: dict[str, Content | None]
+    ) -> None:
+        soon = clock.now() + 1000
+        record = new(store, fields=fields(a=(js(1), soon), b=js(1), c=(js(1), soon + 1), over=(js(1), clock.now())))
+        for key in ("a", "b", "over", "missing"):
+            expects = {key: before[key]} if before else {}
+            store.apply(record.handle, PROOF, Changes(sets={key: (b"2", KEEP)}, expects=expects))
+        found = loaded(store, record.handle).contents(clock.now())
+        assert found == {
+            "a": (b"2", soon), "b": (b"2", 0), "c": (js(1), soon + 1), "over": (b"2", 0), "missing": (b"2", 0),
+        }  # fmt: skip
+        clock.advance(1)
+        assert contents(store, record.handle).keys() == {"b", "c", "over", "missing"}
+        expects = {"a": None} if before else {}
+        store.apply(record.handle, PROOF, Changes(sets={"a": (js(3), KEEP)}, expects=expects))
+        clock.advance(0.001)
+        found = loaded(store, record.handle).contents(clock.now())
+        assert found["a"] == (js(3), 0), "An expired key is a missing one."
+
+    @pytest.mark.parametrize(("had", "given"), [(0, 1000), (1000, 0), (1000, 9000)])
+    def test_a_deadline_that_is_kept_is_the_one_that_somebody_else_gave_meanwhile(
+        self, store: Store, other: Store, clock: FakeClock, had: int, given: int
+    ) -> None:
+        had, given = (clock.now() + life if life else 0 for life in (had, given))
+        record = new(store, fields=fields(a=(js(1), had), b=(js(1), had)))
+        read = loaded(store, record.handle).contents(clock.now())["a"]
+        other.apply(record.handle, PROOF, Changes(sets={"a": (js(1), given)}))
+        store.apply(record.handle, PROOF, Changes(sets={"a": (js(2), KEEP)}, expects={"a": read[0]}))
+        assert loaded(other, record.handle).contents(clock.now()) == {"a": (js(2), given), "b": (js(1), had)}
+
+    def test_a_deadline_is_kept_beside_whatever_else_changes(self, store: Store, clock: FakeClock) -> None:
+        soon = clock.now() + 1000
+        several = {key: (js(1), soon) for key in "abcdn"}
+        record = new(store, labels={"subject": "bob"}, fields=fields(**several, e=js(1)))
+        changes = Changes(
+            sets={"a": (js(2), KEEP), "b": (js(2), 0), "c": (js(2), soon + 1), "n": (js(2), KEEP), "e": (js(2), KEEP)},
+            deletes=("d",), adds={"n": 40, "m": 1}, expects={"a": js(1), "b": js(1), "m": None}, idle=FOREVER - 1,
+            proof=OTHER_PROOF, labels={"subject": "eve"},
+        )  # fmt: skip
+        assert dict(store.apply(record.handle, PROOF, changes).sums) == {"n": 42, "m": 1}
+        assert loaded(store, record.handle).contents(clock.now()) == {
+            "a": (js(2), soon), "b": (js(2), 0), "c": (js(2), soon + 1), "n": (js(42), soon), "e": (js(2), 0),
+            "m": (js(1), 0),
+        }  # fmt: skip
+        assert store.count("subject", "eve") == 1
+
+    def test_a_deadline_that_is_kept_takes_its_room(self, store: Store, clock: FakeClock) -> None:
+        soon = clock.now() + 1000
+        most = store.largest - len(fields(a=(js(""), soon), b=js(1)))
+        record = new(store, fields=fields(a=(js("x" * most), soon), b=js(1)))
+        store.apply(record.handle, PROOF, Changes(sets={"a": (js("y" * most), KEEP)}))
+        before = loaded(store, record.handle)
+        with pytest.raises(RecordTooLarge):
+            store.apply(record.handle, PROOF, Changes(sets={"a": (js("z" * (most + 1)), KEEP)}))
+        assert loaded(store, record.handle) == before
 
     def test_an_increment_keeps_the_deadline_and_begins_at_0(self, store: Store, clock: FakeClock) -> None:
         soon = clock.now() + 1000
@@ -284,6 +346,37 @@ class Writing(StoreCases):
             assert [type(result) for result in results].count(CompareFailed) == 7
             assert contents(store, record.handle) == {"a": js(winners[0])}
 
+    def test_a_deadline_that_is_given_while_others_keep_it_stays(self, store: Store, other: Store) -> None:
+        record, over = new(store, fields=fields(a=js(0))), Event()
+
+        def exchanged(each: Store, number: int, deadline: int) -> Content | None:
+            """Return the content that was there if it could be replaced by one that is so much more."""
+            content = contents(each, record.handle)["a"]
+            changes = Changes(sets={"a": (js(int(content) + number), deadline)}, expects={"a": content})
+            with suppress(CompareFailed):
+                each.apply(record.handle, PROOF, changes)
+                return content
+            return None
+
+        def keeper(each: Store) -> Callable[[], object]:
+            return lambda: [exchanged(each, 1, KEEP) for _ in iter(over.is_set, True)]
+
+        def giver() -> list[int]:
+            """Give deadlines that no comparison shows; return those that the next writer undid."""
+            undone = []
+            try:
+                for deadline in (FOREVER - 1, 0) * 10:
+                    content = next(filter(None, (exchanged(other, 0, deadline) for _ in range(1000))))
+                    assert any(contents(other, record.handle)["a"] != content for _ in range(10_000))
+                    if loaded(other, record.handle).contents(store.clock.now())["a"][1] != deadline:
+                        undone.append(deadline)
+            finally:
+                over.set()
+            return undone
+
+        undone, *_ = at_once(giver, keeper(store), keeper(other))
+        assert undone == []
+
     def test_many_sessions_written_at_once_stay_apart(self, store: Store, other: Store) -> None:
         records = [new(store) for _ in range(8)]
 
@@ -335,3 +428,15 @@ class Pipelines(StoreCases):
         assert unpacked(loaded(store, records[4].handle).fields)[0] == {"n": 42}
         assert store.load(records[1].handle) is None
         assert store.apply_many([]) == []
+
+    def test_a_deadline_is_kept_in_one_trip_with_others(self, store: Store, clock: FakeClock) -> None:
+        if not isinstance(store, Pipelining):
+            pytest.skip("This store makes one write at a time.")
+        soon = clock.now() + 1000
+        records = [new(store, fields=fields(n=(js(1), soon), m=js(1))) for _ in range(3)]
+        sets, expects = {"n": (js(2), KEEP)}, {"n": js(1)}
+        several = [Changes(sets), Changes(sets, expects=expects), Changes(sets, ("m",), expects={"n": js(3)})]
+        found = store.apply_many([(record.handle, PROOF, each) for record, each in zip(records, several, strict=True)])
+        assert [each if isinstance(each, Version) else type(each) for each in found] == [2, 2, CompareFailed]
+        after = [loaded(store, record.handle).contents(clock.now()) for record in records]
+        assert after == [{"n": (js(number), soon), "m": (js(1), 0)} for number in (2, 2, 1)]

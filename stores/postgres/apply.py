@@ -1,8 +1,9 @@
 """The three ways in which a PostgresStore changes a record.
 
-The plain way is an UPDATE that edits the packed fields once for each key, for the changes of nearly every request. The
-function ``applied`` takes all others. Where neither finds a row that it may change, nothing has changed, and the slow
-way locks the row and asks ``records.changed``.
+The plain way is an UPDATE: one that edits the packed fields once for each key, for the changes of nearly every request,
+and one that compares what a key holds first, for ``update_key``. The function ``applied`` takes all others. Where none
+of these finds a row that it may change, nothing has changed, and the slow way locks the row and asks
+``records.changed``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import orjson
 from psycopg import Error
 
 from ...errors import SessionError
-from ...records import PROOF_BYTES, Changes, Json, Version, changed, gone
+from ...records import KEEP, PROOF_BYTES, Changes, Content, Json, Version, changed, gone
 from ..log import logger
 from .connection import FAILURES, Connection, Result, Statement, seconds
 from .rows import (
@@ -152,6 +153,8 @@ class PostgresRows(PostgresServer):
         try:
             if is_plain(changes):
                 return self._asked_plainly(handle, proof, changes, now)
+            if is_exchange(changes):
+                return self._asked_to_exchange(handle, proof, changes, now)
             return None if is_odd(changes) else self._asked_of_function(handle, proof, changes, now)
         except struct_error:  # a number of more than 64 bits
             return None
@@ -187,6 +190,14 @@ class PostgresRows(PostgresServer):
             values += (marker, entry)
         values[6] = bigint(room)
         return self._statements.data[(len(values) - 7) // 2], values
+
+    def _asked_to_exchange(self, handle: bytes, proof: bytes, changes: Changes, now: int) -> Asked:
+        [(key, expected)], [(marker, entry, _)] = changes.expects.items(), _edits(changes)
+        seen, own, idle = changes.seen, changes.own, changes.idle
+        return self._statements.exchange, (
+            handle, proof, bigint(now), bigint(now if seen is None else seen), _number(own), _number(idle),
+            bigint(self.largest - len(entry)), marker, entry, None if expected is None else entry_of(key, expected),
+        )  # fmt: skip
 
     def _apply_slowly(self, connection: Connection, handle: bytes, proof: bytes, changes: Changes) -> Version:
         """Change the record while nobody else can, or raise what hinders it."""
@@ -270,14 +281,32 @@ def is_plain(changes: Changes) -> bool:
     )
 
 
+def is_exchange(changes: Changes) -> bool:
+    """Tell whether an UPDATE alone can do it: one key gets a content for the expected one and keeps its deadline."""
+    return (
+        len(changes.sets) == 1
+        and all(deadline == KEEP for _, deadline in changes.sets.values())
+        and changes.expects.keys() == changes.sets.keys()
+        and changes.proof is None
+        and changes.authenticated is None
+        and not (changes.deletes or changes.adds or changes.labels)
+        and not any(map(_is_ambiguous, changes.expects.values()))
+    )
+
+
 def is_odd(changes: Changes) -> bool:
     """Tell whether the function on the server would see this otherwise than ``records.changed``."""
     return bool(
         (changes.proof is not None and len(changes.proof) != PROOF_BYTES)
         or any(type(number) is not int or number.bit_length() > WIDEST for number in changes.adds.values())
-        # As JSON this is what bytes lie there as, and the two are not the same.
-        or any(content.__class__ is Json and content.startswith(_BYTES) for content in changes.expects.values())
+        or any(map(_is_ambiguous, changes.expects.values()))
+        or any(deadline == KEEP for _, deadline in changes.sets.values())
     )
+
+
+def _is_ambiguous(content: Content | None) -> bool:
+    """Tell whether a content is, as JSON, what bytes lie there as: the two are not the same."""
+    return content.__class__ is Json and content.startswith(_BYTES)
 
 
 def is_watched(result: Result) -> bool:

@@ -41,6 +41,8 @@ _UPDATE: Final = r"""UPDATE {s}.sessions SET version = {version}, seen = greates
 _SETS: Final = r""", fields = {fields}, deadlines = CASE WHEN deadlines IS NULL THEN NULL
     ELSE nullif({deadlines}, '\x09'::bytea) END"""
 _FIT: Final = " AND length(fields) + coalesce(length(deadlines), 0) < $7"
+_MET: Final = r""" AND CASE WHEN $10 IS NULL THEN position($8 in {fields}) = 0
+    ELSE position('\x09'::bytea || $10 in {fields}) > 0 END"""
 _FIELDS: Final = "CASE WHEN deadlines IS NULL THEN fields ELSE {s}.without(fields, {s}.expired(deadlines, $3)) END"
 _DEADLINES: Final = "{s}.without(deadlines, {s}.expired(deadlines, $3))"
 
@@ -82,6 +84,7 @@ class Statements:
         self.load_locked = write(_LOAD + " FOR NO KEY UPDATE", "text")
         self.touch = self._update("version", 0)
         self.data = [self._update("version + 1", count) for count in range(EDITS + 1)]
+        self.exchange = self._exchange()
         self.apply = write(_APPLY, _APPLIED)
         self.create = write(_CREATE, _ROW + " bigint text[] text[] bigint[]")
         self.revoke = write(_REVOKE, "text")
@@ -123,6 +126,14 @@ class Statements:
         types = "text bytea" + " bigint" * 5 + " bytea" * (2 * edits)
         sets = _SETS.format(fields=fields, deadlines=deadlines)
         return self._written(_UPDATE, types, version=version, sets=sets, is_fit=_FIT)
+
+    def _exchange(self) -> Statement:
+        """Return the plain way of giving one key another content for the expected one, while its deadline stays."""
+        fields, deadlines = _FIELDS.format(s=self._schema), _DEADLINES.format(s=self._schema)
+        sets = _SETS.format(fields=f"{self._schema}.edited({fields}, $8, $9)", deadlines=deadlines)
+        is_fit = _FIT + _MET.format(fields=fields)
+        types = "text bytea" + " bigint" * 5 + " bytea" * 3
+        return self._written(_UPDATE, types, version="version + 1", sets=sets, is_fit=is_fit)
 
     def _written(self, text: str, types: str, **more: str) -> Statement:
         parameters = ", ".join(f"${place}" for place in range(1, len(types.split()) + 1))

@@ -24,6 +24,7 @@ import orjson
 from ...clock import FOREVER
 from ...records import (
     FORM,
+    KEEP,
     NOTHING,
     PROOF_BYTES,
     Changes,
@@ -261,17 +262,22 @@ def _lines_of(labels: Mapping[str, str]) -> bytes:
 
 
 def _written(sets: Mapping[str, Field]) -> tuple[int, int, int, list[bytes], list[bytes]]:
-    """Return what contents and deadlines take, the earliest deadline, and names and values of keys to write."""
+    """Return what contents and deadlines take, the earliest deadline, and names and values of keys to write.
+
+    A value that ends with the line break keeps the deadline that its key has: the script adds that, and counts it.
+    """
     size, deadlines_size, soon, names, values = 0, 0, FOREVER, list[bytes](), list[bytes]()
     for key, (content, deadline) in sets.items():
         name = orjson.dumps(key) + b":"
         text = _text_of(content)
         size += len(name) + len(text) + 1
-        if deadline:
+        if deadline and deadline != KEEP:
             digits = b"%d" % deadline
             deadlines_size += len(name) + len(digits) + 1
             soon = min(soon, deadline)
             text += b"\n" + digits
+        elif deadline:
+            text += b"\n"
         names.append(name)
         values.append(text)
     return size, deadlines_size, soon, names, values

@@ -161,8 +161,17 @@ if named > 0 then
         if deadline then deadlines_size = deadlines_size - #name - #deadline - 1 end
       end
       if i <= expects + sets then
+        local value = ARGV[values + i]
+        if string.byte(value, -1) == 10 then -- the key keeps its deadline
+          if deadline then
+            value = value .. deadline
+            deadlines_size = deadlines_size + #name + #deadline + 1
+          else
+            value = string.sub(value, 1, -2)
+          end
+        end
         write[#write + 1] = name
-        write[#write + 1] = ARGV[values + i]
+        write[#write + 1] = value
       elseif i > first_add then
         text = text or '0'
         if #text > 17 or not (text == '0' or string.find(text, '^%-?[1-9]%d*$')) then return SLOW end
