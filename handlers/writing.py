@@ -7,7 +7,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import CompareFailed, SessionGone, StoreError
-from ..records import Changes, Json, Record, Version
+from ..records import KEEP, Changes, Json, Record, Version
 from ..serializer import IMMUTABLE
 from .caching import forget
 from .contents import Loaded, field_of
@@ -66,7 +66,8 @@ class WritingSession(TrackedSession):
     def update_key(self, key: str, fn: Callable[[Any], Any], default: Any = None) -> Any:
         """Replace the key's value by ``fn(value)``, or ``fn(default)``, in the store and at once; return the new value.
 
-        The key keeps its expiry. If another request was faster, ``fn`` is called again with what that one wrote.
+        The key keeps its expiry, also one that another request gave it meanwhile. If another request was faster, ``fn``
+        is called again with what that one wrote.
         """
         check_key(key)
         if not self._is_open() or self._record is None or self._is_unwritten(key):
@@ -77,14 +78,15 @@ class WritingSession(TrackedSession):
             before, deadline = record.contents(now).get(field, (None, 0))
             value = fn(self._read(record, now).get(key, default))
             self.handler.serializer.admit(value)
-            changes = Changes(sets={field: (self.handler.contents.write(record.handle, field, value), deadline)})
+            content = self.handler.contents.write(record.handle, field, value)
             try:
-                self._apply(changes._replace(expects={field: before}))
+                # Another request may have given the same value another life, which no comparison shows.
+                self._apply(Changes(sets={field: (content, KEEP)}, expects={field: before}))
             except CompareFailed:
                 _wait(attempt)
                 record = self._read_again(field)
             else:
-                self._know(key, value, changes)
+                self._know(key, value, Changes(sets={field: (content, deadline)}))
                 return value
         raise CompareFailed(f"The key {key!r} was changed by others each of {MOST_ATTEMPTS} times: try again later.")
 

@@ -235,6 +235,22 @@ def test_every_write_sends_a_cookie_that_carries_its_version(store, write):
     assert s.answer.cookies == []
 
 
+@pytest.mark.parametrize(("had", "given"), [(None, 10), (10, None), (10, 500)])
+def test_update_key_undoes_no_life_that_a_stale_copy_lacks(clock, tmp_path, had, given):
+    stores = [SqliteStore(tmp_path / "s.db", clock=clock) for _ in range(2)]
+    here, there = (Site(node_on(store)) for store in stores)
+    here.visit(lambda session: session.put("k", "v", max_age=had))
+    kept = here.browser.jar.header()
+    assert there.visit(lambda session: session.ttl("k"), HTTP_COOKIE=kept) == had
+    here.visit(lambda session: session.put("k", "v", max_age=given))
+    assert there.visit(lambda session: session.ttl("k"), HTTP_COOKIE=kept) == had, "The copy is fresh."
+    assert there.visit(lambda session: session.update_key("k", str.upper), HTTP_COOKIE=kept) == "V"
+    found = Site(Handler("visitor", SECRET, with_clock(clock), with_store(stores[0])))
+    assert found.visit(lambda session: (session["k"], session.ttl("k")), HTTP_COOKIE=kept) == ("V", given)
+    clock.advance(11)
+    assert found.visit(lambda session: session.get("k"), HTTP_COOKIE=kept) == (None if given == 10 else "V")
+
+
 def test_an_increment_stays_seen_after_a_5xx(store):
     s = Site(node_on(store))
     begun(s)

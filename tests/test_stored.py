@@ -646,6 +646,74 @@ def test_atomic_changes_of_what_is_not_written_yet_build_on_it(store, kind):
     assert s.visit(dict) == {"n": 5, "l": ["a", "b", "c", "d", "e"]}
 
 
+@pytest.mark.parametrize(("had", "given"), [(None, 10), (10, None), (10, 500), (500, 10)])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_update_key_leaves_the_life_that_another_request_gave_the_key_meanwhile(store, kind, had, given, *, is_late):
+    s = site_on(store, *kind)
+    begun(s)
+    s.visit(lambda session: session.put("k", "v", max_age=had))
+
+    def give_it():
+        s.visit(lambda session: session.put("k", "v", max_age=given))
+
+    def act(session):
+        assert session.ttl("k") == had
+        if not is_late:
+            give_it()
+        calls = []
+
+        def change(value):
+            if is_late and not calls:
+                give_it()
+            calls.append(value)
+            return value + "!"
+
+        return session.update_key("k", change)
+
+    assert s.visit(act) == "v!"
+    assert s.visit(lambda session: (session["k"], session.ttl("k"))) == ("v!", given)
+    store.clock.advance(11)
+    assert s.visit(lambda session: session.get("k")) == (None if given == 10 else "v!")
+
+
+def test_update_key_shows_the_life_that_it_read_again(store, kind):
+    s = site_on(store, *kind)
+    begun(s)
+
+    def change(value):
+        if value is None:
+            s.visit(lambda session: session.put("k", "theirs", max_age=10))
+        return str(value)
+
+    assert s.visit(lambda session: (session.update_key("k", change), session.ttl("k"))) == ("theirs", 10)
+    s.visit(lambda session: session.put("k", "later", max_age=10))
+
+    def clear(value):
+        if value == "later":
+            s.visit(lambda session: session.update(k="cleared"))
+        return value + "!"
+
+    assert s.visit(lambda session: (session.update_key("k", clear), session.ttl("k"))) == ("cleared!", None)
+    assert s.visit(lambda session: (session["k"], session.ttl("k"))) == ("cleared!", None)
+
+
+def test_a_key_that_update_key_kept_the_life_of_is_gone_at_its_end_in_a_long_request_too(store, kind):
+    s = site_on(store, *kind)
+    begun(s)
+    s.visit(lambda session: session.put("k", 0, max_age=10))
+
+    def act(session):
+        for number in range(40):
+            session.update_key("k", lambda value: value + 1)
+            session.update_key("other", lambda _, number=number: number)
+        before = session.ttl("k")
+        store.clock.advance(10)
+        return before, "k" in session, session.update_key("k", lambda value: value + 1, 0), session.ttl("k")
+
+    assert s.visit(act) == (10, False, 1, None)
+    assert s.visit(lambda session: (session["k"], session.ttl("k"))) == (1, None)
+
+
 @pytest.mark.parametrize("held", ["text", True, 1.0, None, [1]])
 def test_incr_of_what_is_no_integer_is_a_type_error(store, kind, held):
     s = site_on(store, *kind)
