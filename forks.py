@@ -13,13 +13,13 @@ concern, and is told so by ``is_inherited``: it must not open them. What starts 
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from threading import Event, get_ident
+from threading import Event, Lock, get_ident
 from typing import Final
 from weakref import WeakMethod, ref
 
 from .clock import SystemClock, stopwatch
 
-__all__ = ["SHUT", "Gate", "is_inherited"]
+__all__ = ["SHUT", "Gate", "Held", "inherit", "is_inherited"]
 
 PATIENCE: Final = 6.0
 """How many seconds a fork waits for work to end: longer than work waits for others, where nothing else is set."""
@@ -40,7 +40,7 @@ class Gate:
     ``with gate:`` is to be inside. What has no time for that does the same with ``inside``, ``SHUT`` and ``wait``.
     """
 
-    __slots__ = ("__weakref__", "_files", "_rest", "inside")
+    __slots__ = ("__weakref__", "_files", "_rest", "inside", "leaving")
 
     def __init__(self, rest: Callable[[], object], files: Callable[[], Iterable[str | os.PathLike[str]]]) -> None:
         """``rest`` is a method that closes what is not in use, and ``files`` names the files; neither may raise.
@@ -49,6 +49,8 @@ class Gate:
         """
         self.inside: list[int] = []
         """The threads that are inside, as often as they entered. A forked process gets another list."""
+        self.leaving = Lock()
+        """For those inside who leave to a parent what is its own, which one of them does. A child has another one."""
         self._rest = WeakMethod(rest)
         self._files = files
         _GATES.add(ref(self, _GATES.discard))
@@ -91,9 +93,38 @@ class Gate:
     def inherit(self) -> None:
         """Have nobody inside, in a child; remember the files, if somebody was."""
         if self.inside:
-            self.inside = []
+            self.inside, self.leaving = [], Lock()
             for path in self._files():
                 inherit(path)
+
+
+class Held:
+    """Has a lock that each fork takes, so that no child inherits half of a change, or a lock that nobody releases.
+
+    Who works with it must not wait long. Where it cannot be had in time, for the forking thread itself may have it, the
+    child gets another one.
+    """
+
+    def __init__(self) -> None:
+        """Begin with the lock free."""
+        super().__init__()
+        self._lock = Lock()
+        _HELD.add(ref(self, _HELD.discard))
+
+    def _take(self, seconds: float) -> bool:
+        """Take the lock before a fork; return False if it is not to be had in this time."""
+        return self._lock.acquire(timeout=seconds)
+
+    def _release(self) -> None:
+        """Go on after a fork that has the lock."""
+        self._lock.release()
+
+    def _begin_child(self, *, is_taken: bool) -> None:
+        """Go on in the child."""
+        if is_taken:
+            self._lock.release()
+        else:
+            self._lock = Lock()
 
 
 def inherit(path: str | os.PathLike[str]) -> None:
@@ -115,6 +146,10 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 _GATES: Final[set[ref[Gate]]] = set()
+_HELD: Final[set[ref[Held]]] = set()
+_taken: Final[dict[int, list[Held]]] = {}
+"""Whose locks each forking thread has: two may fork at once."""
+
 _forking: Final[dict[int, Event]] = {}
 _inherited: Final[set[tuple[int, int]]] = set()
 
@@ -123,8 +158,24 @@ def _gates() -> list[Gate]:
     return [gate for each in list(_GATES) if (gate := each()) is not None]
 
 
+def _all_held() -> list[Held]:
+    """Return whose locks a fork takes, in the order that all forks keep."""
+    return sorted((held for each in list(_HELD) if (held := each()) is not None), key=id)
+
+
 def _before() -> None:
-    """Shut the gates, wait until nobody is inside, and have every connection closed."""
+    """Take the locks; shut the gates, wait until nobody is inside, and have every connection closed."""
+    _take_locks(_taken.setdefault(get_ident(), []))
+    _shut_gates()
+
+
+def _take_locks(taken: list[Held]) -> None:
+    seconds = stopwatch(SystemClock())
+    until = seconds() + PATIENCE
+    taken.extend(held for held in _all_held() if held._take(max(0.0, until - seconds())))  # noqa: SLF001 - of this module
+
+
+def _shut_gates() -> None:
     me, seconds, over = get_ident(), stopwatch(SystemClock()), Event()
     _forking[me] = over
     SHUT.append(over)
@@ -141,13 +192,20 @@ def _after_in_parent() -> None:
     if over is not None:
         SHUT.remove(over)
         over.set()
+    for held in _taken.pop(get_ident(), ()):
+        held._release()  # noqa: SLF001 - of this module
 
 
 def _after_in_child() -> None:
+    taken = _taken.pop(get_ident(), None)
+    _taken.clear()
     SHUT.clear()
     _forking.clear()
     for gate in _gates():
         gate.inherit()
+    if taken is not None:  # None where a server forks without asking Python first.
+        for held in _all_held():
+            held._begin_child(is_taken=held in taken)  # noqa: SLF001 - of this module
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

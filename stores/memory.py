@@ -5,14 +5,12 @@ hundred records at a time: expired records lie in buckets by the minute, so noth
 Records lie in shards by the first characters of their handle, so that growing is never one long step either.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from threading import Lock, get_ident
 from typing import Final
-from weakref import WeakSet
 
 from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
 from ..errors import SessionGone
+from ..forks import Held
 from ..records import (
     FORM,
     LARGEST,
@@ -43,7 +41,7 @@ PREFIX: Final = 2
 _NONE: Final[dict[str, Record]] = {}
 
 
-class MemoryStore(Announcing):
+class MemoryStore(Held, Announcing):
     """Keeps records in dicts. They are gone with the process, and a forked process has a copy of its own."""
 
     def __init__(self, *, clock: Clock | None = None, largest: int = LARGEST) -> None:
@@ -52,13 +50,11 @@ class MemoryStore(Announcing):
         self.clock: Clock = clock or SystemClock()
         self.largest = largest
         self._now = self.clock.now
-        self._lock = Lock()
         self._shards: dict[str, dict[str, Record]] = {}
         self._buckets: dict[int, set[str]] = {}
         self._labelled: dict[tuple[str, str], dict[str, int]] = {}
         self._drawn = 0
         self._closed = False
-        _STORES.add(self)
 
     def load(self, handle: str, keys: Collection[str] | None = None) -> Record | None:
         """Return the live record or None."""
@@ -337,29 +333,3 @@ class MemoryStore(Announcing):
             if removed >= limit:
                 break
         return removed
-
-
-_STORES: Final[WeakSet[MemoryStore]] = WeakSet()
-_held: Final[dict[int, list[MemoryStore]]] = {}
-"""Whose locks each forking thread holds: two may fork at once."""
-
-
-def _before_fork() -> None:
-    """Hold every lock, so that no child inherits one that a thread of the parent holds, or half a write."""
-    held = _held[get_ident()] = []
-    for store in list(_STORES):
-        store._lock.acquire()  # noqa: SLF001 - of this module
-        held.append(store)
-
-
-def _after_in_parent() -> None:
-    for store in _held.pop(get_ident(), ()):
-        store._lock.release()  # noqa: SLF001 - of this module
-
-
-def _after_in_child() -> None:
-    _after_in_parent()
-    _held.clear()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

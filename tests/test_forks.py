@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from sessiontree import forks
-from sessiontree.forks import SHUT, Gate
+from sessiontree.forks import SHUT, Gate, Held
 from sessiontree.stores.conformance.tools import new
 from sessiontree.stores.sqlite import SqliteStore
 
@@ -25,6 +25,7 @@ from sessiontree.caches.disk import DiskCache
 from sessiontree.clock import SystemClock
 from sessiontree.records import Changes
 from sessiontree.stores.conformance.tools import PROOF, contents, js, new
+from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.stores.sweeper import Sweeper
 
@@ -385,6 +386,29 @@ def test_a_verb_that_does_not_end_keeps_a_fork_for_a_while_only(tmp_path):
     )
 
 
+def test_a_child_may_fork_in_the_midst_of_its_first_verb(tmp_path):
+    """While it leaves its parent's connections alone, which one thread does: the grandchild does not wait for that."""
+    run(
+        """
+        class Forking(SqliteStore):
+            armed = False
+            def _begin_process(self):
+                super()._begin_process()
+                if self.armed:
+                    self.armed = False
+                    self.child = Child(lambda: self.load(handle), lambda: 1)
+        store = Forking(sqlite)
+        handle = new(store).handle
+        store.armed = True
+        child = Child(lambda: store.load(handle) is not None, lambda: store.child.answer(), lambda: store.child.end())
+        assert [child.answer() for _ in range(3)] == ["True", "StoreUnavailable", "None"]
+        child.end()
+        print("well")
+        """,
+        tmp_path,
+    )
+
+
 def test_a_child_forked_within_a_call_of_a_cache_begins_another_database(tmp_path):
     run(
         """
@@ -411,6 +435,90 @@ def test_a_child_forked_within_a_call_of_a_cache_begins_another_database(tmp_pat
         """,
         tmp_path,
     )
+
+
+# -- what is only in memory -------------------------------------------------------------------
+
+
+def test_a_fork_within_a_verb_of_a_memory_store_ends_and_both_go_on(tmp_path):
+    """It cannot wait for its own thread. The child has a lock of its own, and what the store held before the verb."""
+    run(
+        """
+        forks.PATIENCE = 0.1
+        children = []
+        class Forking(SystemClock):
+            armed = False
+            def now(self):
+                if self.armed:
+                    self.armed = False
+                    children.append(Child(
+                        lambda: store.revoke(handle), lambda: store.load(handle), lambda: new(store) is not None,
+                        lambda: os.waitstatus_to_exitcode(os.waitpid(os.fork() or os._exit(store.revoke(other)), 0)[1]),
+                    ))
+                return super().now()
+        store = MemoryStore(clock=Forking())
+        handle, other = new(store).handle, new(store).handle
+        store.clock.armed = True
+        assert store.apply(handle, PROOF, Changes(sets={"x": (js(1), 0)})) == 2
+        [child] = children
+        assert [child.answer() for _ in range(4)] == ["True", "None", "True", "1"]
+        child.end()
+        assert store.load(handle).version == 2, "The parent goes on."
+        child = Child(lambda: store.revoke(handle))
+        assert child.answer() == "True", "The next fork is one as any other."
+        child.end()
+        assert store.revoke(handle)
+        print("well")
+        """,
+        tmp_path,
+    )
+
+
+def test_a_fork_waits_for_a_verb_of_a_memory_store_though_stores_come_and_go(tmp_path):
+    """No child inherits a lock that a thread of the parent holds, or half of a change."""
+    run(
+        """
+        forks.PATIENCE = 3600.0
+        store = MemoryStore()
+        handle = new(store).handle
+        def relabel():
+            store.apply(handle, PROOF, Changes(labels={"subject": "bob"}))
+            store.apply(handle, PROOF, Changes(labels={"subject": "joe"}))
+        busy = [Busy(relabel), Busy(lambda: [MemoryStore() for _ in range(50)])]
+        for _ in range(50):
+            child = Child(
+                lambda: store.count("subject", "bob", "joe"),
+                lambda: store.apply(handle, PROOF, Changes(adds={"n": 1})) and len(store._labelled),
+            )
+            assert [child.answer(), child.answer()] == ["1", "1"]
+            child.end()
+        for each in busy:
+            each.end()
+        print("well")
+        """,
+        tmp_path,
+    )
+
+
+def test_a_lock_that_a_thread_does_not_let_go_keeps_a_fork_for_a_while_only(monkeypatch):
+    """All locks together keep it that long; the child gets others, also of those that it could take."""
+    monkeypatch.setattr(forks, "PATIENCE", 0.05)
+    first, second, free = Held(), Held(), Held()
+    with first._lock, second._lock:
+        child = os.fork()
+        if not child:
+            os._exit(sum(each._lock.acquire(blocking=False) for each in (first, second, free)))
+        assert not free._lock.locked()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+def test_a_fork_that_python_announces_late_leaves_locks_as_they_are():
+    """Some servers fork in C, and tell Python afterwards."""
+    held = Held()
+    lock = held._lock
+    with lock:
+        forks._after_in_child()
+    assert held._lock is lock
 
 
 # -- gates ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import pytest
 from support import SOAK
 
-from sessiontree import CompareFailed, Conflict, SessionGone, StoreUnavailable, UsageError
+from sessiontree import CompareFailed, Conflict, SessionGone, StoreUnavailable, UsageError, forks
 from sessiontree.clock import FOREVER
 from sessiontree.records import Changes
 from sessiontree.stores.announcing import Announcing
@@ -1184,12 +1184,12 @@ def test_a_watcher_that_was_stopped_for_a_while_catches_up(sqlite, path):
 def test_no_connection_of_a_feed_is_open_at_the_moment_of_a_fork(sqlite, elsewhere, heard):
     stop = sqlite.watch(heard.on_change)
     assert heard.has(new(elsewhere).handle)
-    sqlite_watch._before_fork()
+    forks._before()
     try:
         assert sqlite._feed._connection is None
         assert sqlite._feed._lock.locked()
     finally:
-        sqlite_watch._after_in_parent()
+        forks._after_in_parent()
     heard.forget()
     handle = new(elsewhere).handle
     assert heard.has(handle)

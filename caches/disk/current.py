@@ -7,7 +7,7 @@ where no database can be opened or begun, is left alone for a while.
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Lock, get_ident
+from threading import get_ident
 from typing import Any, Final, TypeVar
 
 from ...breaker import Breaker
@@ -150,7 +150,7 @@ class Current:
         A connection that came through the fork cannot be closed here, and SQLite believes that this process has its
         locks. No other file is concerned by that, so another database is what helps.
         """
-        with self._gate, _LEAVING:
+        with self._gate, self._gate.leaving:
             if self._pid == os.getpid():
                 return
             rows, self.rows = self.rows, None
@@ -166,6 +166,5 @@ class Current:
             self.rows.rest()
 
 
-_LEAVING: Final = Lock()
 _INHERITED: Final[list[Rows]] = []
 """Databases that a parent process has open, kept so that nothing closes them here."""

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from os import getpid
-from threading import Event, Lock, get_ident
+from threading import Event, get_ident
 from typing import Final, TypeVar, TypeVarTuple
 from urllib.parse import quote
 from weakref import finalize
@@ -170,7 +170,7 @@ class SqliteFile:
 
     def _leave_to_parent(self) -> None:
         """Drop what was inherited through a fork, without closing it."""
-        with self._gate, _LEAVING:
+        with self._gate, self._gate.leaving:
             if self._pid != getpid():
                 self._end.detach()
                 _INHERITED.append(self._idle)
@@ -291,6 +291,5 @@ def _check_private(path: str) -> None:
         raise ConfigError(f"Others may use {path!r}, which holds sessions: run chmod 600 on it.")
 
 
-_LEAVING: Final = Lock()
 _INHERITED: Final[list[list[Connection]]] = []
 """Connections of a parent process, kept so that nothing closes them here."""

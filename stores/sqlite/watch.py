@@ -23,13 +23,12 @@ import select
 import sqlite3
 from contextlib import suppress
 from os import getpid
-from threading import Event, Lock, Thread, get_ident
+from threading import Event, Thread
 from typing import Final, NamedTuple
-from weakref import WeakSet, ref
+from weakref import ref
 
 from ...errors import StoreUnavailable
-from ...forks import PATIENCE as FORK_PATIENCE
-from ...forks import inherit, is_inherited
+from ...forks import Held, inherit, is_inherited
 from ..announcing import Announcing, OnChange, Stop
 from ..log import logger
 from .connection import Connection, connected
@@ -179,7 +178,7 @@ def _inotify(path: bytes) -> int:
     return descriptor
 
 
-class Feed(Announcing):
+class Feed(Held, Announcing):
     """Announces what anybody changes in one file, from a thread that runs for as long as somebody listens."""
 
     def __init__(self, file: SqliteFile, uri: str) -> None:
@@ -189,14 +188,12 @@ class Feed(Announcing):
         self._path = file.path
         self._uri = uri
         self._pid = getpid()
-        self._lock = Lock()
         self._bell = Bell()
         self._thread: Thread | None = None
         self._connection: Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._place: Place | None = None
         """Up to where was read; None if that is lost."""
-        _FEEDS.add(self)
 
     def watch(self, on_change: OnChange, place: Place) -> Stop:
         """Announce what is changed behind this place or later."""
@@ -215,25 +212,19 @@ class Feed(Announcing):
 
     # -- forks -----------------------------------------------------------------------------
 
-    def hold(self) -> bool:
-        """Have no connection, and let no thread open one, for the moment of a fork; return False if that cannot be."""
-        if not self._lock.acquire(timeout=FORK_PATIENCE):  # the forking thread may have it itself
-            return False
-        self._disconnect()
-        return True
+    def _take(self, seconds: float) -> bool:
+        """Have no connection, for the reason that ``forks`` gives, and let no thread open one."""
+        is_taken = super()._take(seconds)
+        if is_taken:
+            self._disconnect()
+        return is_taken
 
-    def release(self) -> None:
-        """Go on after a fork."""
-        self._lock.release()
-
-    def release_child(self) -> None:
-        """Go on in a forked process, which has no thread yet, and no use for its parent's bell."""
-        self._bell.close()
-        self._lock.release()
-
-    def orphan(self) -> None:
-        """Go on in a forked process, where nobody is left who would release the lock, or close the connection."""
-        self._lock = Lock()
+    def _begin_child(self, *, is_taken: bool) -> None:
+        """Go on in a forked process, which has no thread yet, and no use for its parent's bell and connection."""
+        super()._begin_child(is_taken=is_taken)
+        if is_taken:
+            self._bell.close()
+            return
         connection, self._connection = self._connection, None
         if connection is not None:
             _INHERITED.append(connection)
@@ -351,34 +342,5 @@ def _kept(connection: Connection, place: Place) -> Place:
         return place
 
 
-_FEEDS: Final[WeakSet[Feed]] = WeakSet()
 _INHERITED: Final[list[Connection]] = []
 """Connections of a parent process, kept so that nothing closes them here."""
-
-_forking: Final[dict[int, tuple[list[Feed], list[Feed]]]] = {}
-"""What each forking thread holds, and what it could not hold: two may fork at once."""
-
-
-def _before_fork() -> None:
-    """Close the connections, for the reason that ``forks`` gives, and keep threads from opening new ones."""
-    held, busy = _forking[get_ident()] = [], []
-    for feed in list(_FEEDS):
-        (held if feed.hold() else busy).append(feed)
-
-
-def _after_in_parent() -> None:
-    held, _ = _forking.pop(get_ident(), ([], []))
-    for feed in held:
-        feed.release()
-
-
-def _after_in_child() -> None:
-    held, busy = _forking.pop(get_ident(), ([], []))
-    _forking.clear()
-    for feed in held:
-        feed.release_child()
-    for feed in busy:
-        feed.orphan()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
