@@ -1,11 +1,13 @@
 """A store in this process's memory: for tests, for one process, and the model of what a store does.
 
-Reading takes no lock. Writing takes one, for the length of one record's change, and sweeping takes it for a few
-hundred records at a time: expired records lie in buckets by the minute, so nothing ever goes through all of them.
-Records lie in shards by the first characters of their handle, so that growing is never one long step either.
+Reading takes no lock, but for who has one of several labels. Writing takes one, for the length of one record's change,
+and sweeping takes it for a few hundred records at a time: expired records lie in buckets by the minute, so nothing ever
+goes through all of them. Records lie in shards by the first characters of their handle, so that growing is never one
+long step either.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Final
 
 from ..clock import FOREVER, Clock, Duration, SystemClock, milliseconds
@@ -150,9 +152,7 @@ class MemoryStore(Held, Announcing):
     def count(self, label: str, *values: str) -> int:
         """Return how many live records have the label with any of these values."""
         now = self._now()
-        # One that is relabelled meanwhile may be met under both values.
-        handles = {handle for value in values for handle, _ in self._handles_of(label, value)}
-        return sum(record is not None and record.is_live(now) for record in map(self._get, handles))
+        return sum(record is not None and record.is_live(now) for record in map(self._get, self._all_of(label, values)))
 
     def relabel(self, label: str, old: str, new: str) -> int:
         """Give every live record of the old value the new one."""
@@ -249,6 +249,11 @@ class MemoryStore(Held, Announcing):
         """Return a copy, which no writer can disturb, of who has the label."""
         self._check_open()
         return list(self._labelled.get((label, value), {}).items())
+
+    def _all_of(self, label: str, values: Collection[str]) -> set[str]:
+        """Return who has the label with any of these values, also who gets another of them meanwhile."""
+        with self._lock if len(values) > 1 else nullcontext():
+            return {handle for value in values for handle, _ in self._handles_of(label, value)}
 
     def _in_order(self, after: str) -> Iterator[Record]:
         for prefix in sorted(list(self._shards)):  # noqa: C414 - as in sweep()

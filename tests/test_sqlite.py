@@ -303,6 +303,7 @@ def test_a_sweep_uses_its_index_and_other_verbs_do_not_go_through_the_table(stor
             (sqlite_module._SWEEP, "sessions_ends"),
             (sqlite_module._FIND, "labels_value"),
             (sqlite_module._REVOKE_WHERE, "labels_value"),
+            (sqlite_module._COUNT % "?, ?", "labels_value"),
             (sqlite_module._SCAN, "sqlite_autoindex_sessions_1"),
             (sqlite_module._LOAD, "sqlite_autoindex_sessions_1"),
         ):
@@ -310,6 +311,25 @@ def test_a_sweep_uses_its_index_and_other_verbs_do_not_go_through_the_table(stor
             steps = [step[3] for step in plan]
             assert any(index in step for step in steps), steps
             assert not any("TEMP B-TREE" in step for step in steps), steps
+
+
+def test_a_session_relabelled_while_it_is_counted_counts_once(store, path):
+    """Whatever is between two looks, here another store object, and however many values are asked for."""
+    record = new(store, labels={"worker": "1"})
+    with closing(SqliteStore(path)) as other:
+
+        def move(_):
+            there = other.find("worker", "1").records
+            other.relabel("worker", *("1", last) if there else (last, "1"))
+
+        for values in (["1", "2"], ["1", *map(str, range(10, 10 + BATCH)), "2"]):
+            last = values[-1]
+            for asked in (values, values[::-1]):
+                store._idle[0].driver.set_trace_callback(move)
+                assert store.count("worker", *asked) == 1
+                store._idle[0].driver.set_trace_callback(None)
+                other.relabel("worker", last, "1")
+    assert store.load(record.handle).label == {"worker": "1"}
 
 
 def test_no_transaction_is_over_many_rows(store):

@@ -742,6 +742,22 @@ def test_a_session_relabelled_meanwhile_counts_once_and_outlives_its_old_label(s
     assert store.load(record.handle) is not None
 
 
+def test_a_session_that_gets_another_of_the_counted_values_meanwhile_counts(store):
+    """None is met under neither value, because it left the second for the first between the two looks."""
+    record = new(store, labels={"worker": "2"})
+    taken = store._handles_of
+
+    def listed(label, value):
+        found = taken(label, value)
+        if store._lock.acquire(blocking=False):  # Others can write now.
+            store._lock.release()
+            store.apply(record.handle, PROOF, Changes(labels={"worker": "1"}))
+        return found
+
+    store._handles_of = listed
+    assert store.count("worker", "1", "2") == 1
+
+
 def test_a_memory_store_takes_a_limit():
     store = MemoryStore(largest=20)
     assert isinstance(store, Store)

@@ -64,7 +64,8 @@ _LABEL: Final = "INSERT INTO labels (name, value, handle) VALUES (?, ?, ?)"
 _UNLABEL: Final = "DELETE FROM labels WHERE handle = ? AND name = ?"
 _LABELLED: Final = f"labels CROSS JOIN sessions USING (handle) WHERE name = ? AND value = ? AND seq > ? AND {_LIVE}"
 _FIND: Final = f"SELECT seq, handle, record FROM {_LABELLED} ORDER BY seq LIMIT ?"  # noqa: S608 - our own names
-_COUNT: Final = f"SELECT count(*) FROM {_LABELLED}"  # noqa: S608 - as above
+_COUNT: Final = f"""SELECT count(*) FROM labels CROSS JOIN sessions USING (handle)
+    WHERE name = ? AND value IN (%s) AND {_LIVE}"""  # noqa: S608 - as above
 _SCAN: Final = f"SELECT handle, handle, record FROM sessions WHERE handle > ? AND {_LIVE} ORDER BY handle LIMIT ?"  # noqa: S608
 _SWEEP: Final = """DELETE FROM sessions WHERE handle IN (SELECT handle FROM sessions
     WHERE ends <= ? ORDER BY ends LIMIT ?) RETURNING handle"""
@@ -98,10 +99,8 @@ class SqliteStore(SqliteFile, Announcing):
         wanted = [handle for handle in dict.fromkeys(handles) if _is_text(handle)]
         found: dict[str, Record] = {}
         for start in range(0, len(wanted), BATCH):
-            chunk = wanted[start : start + BATCH]
-            size = 1 << (len(chunk) - 1).bit_length()  # few different statements, so that they stay prepared
-            sql = _LOAD_MANY % ", ".join("?" * size)
-            for handle, raw in self._do(every_row, sql, (*chunk, *chunk[-1:] * (size - len(chunk)))):
+            chunk = _padded(wanted[start : start + BATCH])
+            for handle, raw in self._do(every_row, _LOAD_MANY % _marks(chunk), chunk):
                 record = unpack(handle, raw)
                 if record is None:
                     continue
@@ -156,7 +155,7 @@ class SqliteStore(SqliteFile, Announcing):
         """Return how many live records have the label with any of these values."""
         self._check_open()
         asked = [value for value in dict.fromkeys(values) if _is_text(label, value)]
-        return sum(self._do(every_row, _COUNT, (label, value, 0, self._now()))[0][0] for value in asked)
+        return self._do(_counted, label, asked, self._now())
 
     def relabel(self, label: str, old: str, new: str) -> int:
         """Give every live record of the old value the new one, a batch at a time."""
@@ -366,6 +365,26 @@ def _many(connection: Connection, sql: str, arguments: Iterable[Sequence[Any]]) 
     count = connection.cursor.executemany(sql, arguments).rowcount
     connection.cursor.execute("COMMIT")
     return count
+
+
+def _counted(connection: Connection, label: str, values: list[str], now: int) -> int:
+    """Return how many live records have the label at one moment, so that who is relabelled meanwhile counts once."""
+    count = 0
+    connection.cursor.execute("BEGIN")
+    for start in range(0, len(values), BATCH):
+        chunk = _padded(values[start : start + BATCH])
+        count += _one(connection, _COUNT % _marks(chunk), (label, *chunk, now))[0]
+    connection.cursor.execute("COMMIT")
+    return count
+
+
+def _padded(values: list[str]) -> list[str]:
+    """Return as many values as a power of two, the last one again and again: few statements, which stay prepared."""
+    return values + values[-1:] * ((1 << (len(values) - 1).bit_length()) - len(values))
+
+
+def _marks(values: list[str]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def _durably(connection: Connection, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts) -> _T:
