@@ -43,6 +43,7 @@ from sessiontree.stores.conformance.tools import OTHER_PROOF, PROOF, fields, fre
 from sessiontree.stores.layered import LayeredStore, floors
 from sessiontree.stores.layered import front as layered_front
 from sessiontree.stores.memory import MemoryStore
+from sessiontree.stores.protocol import Confirming, Pipelining, Reloading, fits
 from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock, FaultyStore
 
@@ -296,6 +297,77 @@ def test_a_fresh_copy_is_served_while_the_primary_is_down_and_nothing_else_is(wo
     world.clock.advance(STALENESS)
     with pytest.raises(StoreUnavailable):
         here.load(record.handle)
+
+
+class Able(MemoryStore):
+    """Has every verb that a store may have, and says which were asked for."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.asked = []
+
+    def apply_many(self, writes):
+        self.asked.append("apply_many")
+        return [self.apply(*write) for write in writes]
+
+    def reload(self, handle):
+        self.asked.append("reload")
+        return super().load(handle)
+
+    def confirm(self):
+        self.asked.append("confirm")
+
+
+def test_the_optional_verbs_are_those_of_the_primary_and_reload(world):
+    plain, able = MemoryStore(clock=world.clock), Able(clock=world.clock)
+    for primary, verbs in ((plain, [Reloading]), (able, [Pipelining, Reloading, Confirming])):
+        layer = LayeredStore(primary, MemoryStore(clock=world.clock))
+        assert [verb for verb in (Pipelining, Reloading, Confirming) if fits(layer, verb)] == verbs
+    record, heard = new(layer), []
+    assert layer.load(record.handle) == record
+    layer.listen(heard.append)
+    assert layer.apply_many([(record.handle, PROOF, Changes(adds={"n": 1}))]) == [2]
+    assert heard == [record.handle]
+    assert layer.load(record.handle).version == 2
+    layer.confirm()
+    assert able.asked == ["apply_many", "confirm"]
+
+
+def test_what_is_read_anew_is_read_anew_by_the_primary_too(world):
+    """A primary may be a layered store as well."""
+    base = MemoryStore(clock=world.clock)
+    layer = LayeredStore(
+        LayeredStore(base, MemoryStore(clock=world.clock)), MemoryStore(clock=world.clock), name="outer"
+    )
+    record = new(layer)
+    assert layer.load(record.handle) == record
+    base.apply(record.handle, PROOF, Changes(adds={"n": 1}))
+    assert layer.load(record.handle) == record, "Nobody has told of this."
+    assert layer.reload(record.handle).version == 2
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, Able])
+def test_a_dead_primary_is_asked_once_for_all_writes_of_a_request(world, kind):
+    primary = FaultyStore(kind(clock=world.clock))
+    visitor = Handler("visitor", SECRET, with_clock(world.clock), with_store(LayeredStore(primary, world.front)))
+    site = Site(visitor, visitor.spawn("user"), visitor.spawn("job"))
+
+    def write_all(*sessions):
+        for session in sessions:
+            session["n"] = 1
+
+    site.visit(write_all)
+    primary.calls.clear()
+
+    def write_while_it_is_down(*sessions):
+        for session in sessions:
+            session["n"] += 1
+        primary.down()
+
+    site.visit(write_while_it_is_down)
+    assert site.answer.code == 503
+    verb = "apply_many" if kind is Able else "apply"
+    assert [called for called, _ in primary.calls if called.startswith("apply")] == [verb]
 
 
 # -- the faults of a layered store that was looked at ----------------------------------

@@ -24,18 +24,21 @@ Only whole records are kept. Labels are looked up in the primary.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import TypeAlias
 
 from ...caches.protocol import MAX_STALENESS
 from ...clock import Clock, Duration, milliseconds
-from ...errors import ConfigError, SessionError, StoreError
+from ...errors import ConfigError, StoreError
 from ...keys import Keys
 from ...records import Changes, Page, Record, Version, narrowed
 from ..announcing import Announcing, OnChange, Stop
-from ..protocol import PAGE, Confirming, Store, Write, fits
+from ..protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write, fits
 from .front import Front
 
 __all__ = ["LayeredStore"]
+
+_Together: TypeAlias = Callable[[Sequence[Write]], list[Version | Exception]]
 
 
 class LayeredStore(Announcing):
@@ -44,7 +47,8 @@ class LayeredStore(Announcing):
     Every process that writes to the primary does so through a LayeredStore over the same front; what is written past it
     is seen after ``max_staleness`` seconds. ``name`` keeps the layers of different primaries apart in one front. With
     ``keys``, those of a handler for example, copies are signed, and whoever can write to the front alone can make up no
-    session. Raises ConfigError for stores of different clocks, a staleness that is not above 0, and a bad name.
+    session. It has the optional verbs that the primary has, and ``reload``. Raises ConfigError for stores of different
+    clocks, a staleness that is not above 0, and a bad name.
     """
 
     def __init__(  # noqa: PLR0913 - each setting is a keyword, and all have a default
@@ -75,6 +79,11 @@ class LayeredStore(Announcing):
         self.primary = primary
         self.front = front
         self._front = Front(front, staleness, name, keys)
+        self._reload = primary.reload if fits(primary, Reloading) else primary.load
+        if fits(primary, Pipelining):
+            self.apply_many = partial(self._apply_many, primary.apply_many)
+        if fits(primary, Confirming):
+            self.confirm = primary.confirm
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -103,7 +112,7 @@ class LayeredStore(Announcing):
     def reload(self, handle: str) -> Record | None:
         """Return the live record from the primary, or None; what the front has of it is not served here any more."""
         self._front.distrust(handle)
-        return self.load(handle)
+        return self._reload(handle)
 
     def find(self, label: str, value: str, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records that have the label, from the primary."""
@@ -116,11 +125,6 @@ class LayeredStore(Announcing):
     def scan(self, after: str | None = None, limit: int = PAGE) -> Page:
         """Return live records of the primary from behind ``after`` on."""
         return self.primary.scan(after, limit)
-
-    def confirm(self) -> None:
-        """Be sure of what was written before, if the primary waits for others to confirm it."""
-        if fits(self.primary, Confirming):
-            self.primary.confirm()
 
     # -- changing one record ---------------------------------------------------------------
 
@@ -138,11 +142,10 @@ class LayeredStore(Announcing):
         finally:
             self._drop(handle)
 
-    def apply_many(self, writes: Sequence[Write]) -> list[Version | Exception]:
-        """Do what as many calls of ``apply`` do, in one trip if the primary can."""
-        together = getattr(self.primary, "apply_many", None)
+    def _apply_many(self, together: _Together, writes: Sequence[Write]) -> list[Version | Exception]:
+        """Do what as many calls of ``apply`` do, in one trip to the primary."""
         try:
-            return [_outcome(self.primary, *write) for write in writes] if together is None else together(writes)
+            return together(writes)
         finally:
             handles = [handle for handle, _, _ in writes]
             self._front.drop_all(handles)
@@ -241,10 +244,3 @@ class LayeredStore(Announcing):
         finally:
             self.announce(None)
             self._listeners.clear()
-
-
-def _outcome(store: Store, *write: Any) -> Version | Exception:
-    try:
-        return store.apply(*write)
-    except (SessionError, TypeError) as error:
-        return error
