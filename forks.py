@@ -19,7 +19,7 @@ from weakref import WeakMethod, ref
 
 from .clock import SystemClock, stopwatch
 
-__all__ = ["SHUT", "Gate", "Held", "inherit", "is_inherited"]
+__all__ = ["SHUT", "Gate", "Held", "identity", "inherit", "is_inherited"]
 
 PATIENCE: Final = 6.0
 """How many seconds a fork waits for work to end: longer than work waits for others, where nothing else is set."""
@@ -129,19 +129,25 @@ class Held:
 
 def inherit(path: str | os.PathLike[str]) -> None:
     """Remember that a connection to this file came through a fork."""
-    with suppress(OSError):  # a file that was removed is not found again, either
-        _inherited.add(_identity(path))
+    with suppress(OSError):
+        found = identity(path)
+        if found is not None:  # a file that was removed is not found again, either
+            _inherited.add(found)
 
 
 def is_inherited(path: str | os.PathLike[str]) -> bool:
     """Tell whether a connection to this file came through a fork, so that this process must not open it."""
     with suppress(OSError):
-        return bool(_inherited) and _identity(path) in _inherited
+        return bool(_inherited) and identity(path) in _inherited
     return False
 
 
-def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116 - SQLite, too, tells files apart by this
+def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Tell one file from another that takes its place, as SQLite does; None while there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - one system call and no more
+    except FileNotFoundError:
+        return None
     return found.st_dev, found.st_ino
 
 

@@ -22,7 +22,7 @@ what they cannot do exactly; tests compare them with it.
 """
 
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from hmac import compare_digest
 from struct import Struct
 from struct import error as struct_error
@@ -60,6 +60,7 @@ __all__ = [
     "closed",
     "drop_expired",
     "gone",
+    "label_changes",
     "narrowed",
     "pack",
     "packed",
@@ -541,6 +542,14 @@ def relabelled(labels: str, changes: Mapping[str, str | None]) -> str:
     merged = {**(orjson.loads(labels) if labels else NOTHING), **changes}
     present = {name: value for name, value in merged.items() if value is not None}
     return orjson.dumps(present).decode() if present else ""
+
+
+def label_changes(old: Record, new: Record) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yield each label that differs between two records, with its value in the old one and in the new; None is none."""
+    before, after = old.label, new.label
+    for name in before.keys() | after.keys():
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)
 
 
 def _added(values: dict[str, Any], adds: Mapping[str, int], sets: Mapping[str, Field]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from ..records import (
     check_size,
     closed,
     gone,
+    label_changes,
     narrowed,
     taken,
 )
@@ -305,13 +306,11 @@ class MemoryStore(Held, Announcing):
                 del self._labelled[name, value]
 
     def _reindex(self, old: Record, record: Record) -> None:
-        before, after = old.label, record.label
-        for name in before.keys() | after.keys():
-            if before.get(name) != after.get(name):
-                if name in before:
-                    self._unindex(record.handle, name, before[name])
-                if name in after:
-                    self._index(record.handle, name, after[name])
+        for name, before, after in label_changes(old, record):
+            if before is not None:
+                self._unindex(record.handle, name, before)
+            if after is not None:
+                self._index(record.handle, name, after)
 
     # -- taking the lock -------------------------------------------------------------------
 

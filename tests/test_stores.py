@@ -35,6 +35,7 @@ from sessiontree.records import (
     Version,
     changed,
     check_size,
+    label_changes,
     pack,
     packed,
     reidentified,
@@ -471,6 +472,13 @@ def test_labels_are_set_and_removed():
     assert relabelled("", {"a": "1"}) == '{"a":"1"}'
     assert orjson.loads(relabelled('{"a":"1"}', {"b": "2"})) == {"a": "1", "b": "2"}
     assert relabelled('{"a":"1"}', {"a": None, "b": None}) == ""
+
+
+def test_what_differs_between_the_labels_of_two_records_is_listed_with_both_values():
+    one, other = a_record(labels='{"a":"1","b":"2","c":"3"}'), a_record(labels='{"a":"1","b":"4","d":"5"}')
+    assert sorted(label_changes(one, other)) == [("b", "2", "4"), ("c", "3", None), ("d", None, "5")]
+    assert list(label_changes(one, one)) == []
+    assert list(label_changes(a_record(), a_record(labels='{"a":"1"}'))) == [("a", None, "1")]
     assert a_record(labels='{"a":"1"}').label == {"a": "1"}
     assert a_record().label == {}
 

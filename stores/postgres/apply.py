@@ -15,7 +15,7 @@ import orjson
 from psycopg import Error
 
 from ...errors import SessionError
-from ...records import KEEP, PROOF_BYTES, Changes, Content, Json, Version, changed, gone
+from ...records import KEEP, PROOF_BYTES, Changes, Content, Json, Record, Version, changed, gone, label_changes
 from ..log import logger
 from .connection import FAILURES, Connection, Result, Statement, seconds
 from .rows import (
@@ -217,20 +217,17 @@ class PostgresRows(PostgresServer):
         if changes.proof is not None:
             connection.run(statements.durably)
         result = connection.run(statements.replace, row_of(record))
-        self._relabel_row(connection, handle, old.label, record.label)
+        self._relabel_row(connection, handle, old, record)
         connection.run(statements.commit)
         if is_watched(result):
             self._tell(connection, [handle])
         return Version.of(record.version, sums)
 
-    def _relabel_row(
-        self, connection: Connection, handle: bytes, before: Mapping[str, str], after: Mapping[str, str]
-    ) -> None:
-        for name in before.keys() | after.keys():
-            if before.get(name) != after.get(name):
-                connection.run(self._statements.unlabel, (handle, _indexable(name)))
-                if name in after:
-                    connection.run(self._statements.label, (handle, _indexable(name), _indexable(after[name])))
+    def _relabel_row(self, connection: Connection, handle: bytes, old: Record, record: Record) -> None:
+        for name, _, value in label_changes(old, record):
+            connection.run(self._statements.unlabel, (handle, _indexable(name)))
+            if value is not None:
+                connection.run(self._statements.label, (handle, _indexable(name), _indexable(value)))
 
     def _indexed(self, labels: Mapping[str, str | None]) -> tuple[list[bytes], list[bytes | None]]:
         """Return names and values of labels as the index has them."""

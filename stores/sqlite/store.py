@@ -24,6 +24,7 @@ from ...records import (
     changed_packed,
     check_size,
     gone,
+    label_changes,
     narrowed,
     pack,
     taken,
@@ -400,14 +401,10 @@ def _replace(connection: Connection, old: Record, record: Record) -> None:
     raw = pack(record)
     connection.cursor.execute(_UPDATE, (record.ends, raw, record.handle))
     connection.last = record.handle, raw
-    if old.labels == record.labels:
-        return
-    before, after = old.label, record.label
-    for name in before.keys() | after.keys():
-        if before.get(name) != after.get(name):
-            connection.cursor.execute(_UNLABEL, (record.handle, name))
-            if name in after:
-                connection.cursor.execute(_LABEL, (name, after[name], record.handle))
+    for name, _, value in label_changes(old, record):
+        connection.cursor.execute(_UNLABEL, (record.handle, name))
+        if value is not None:
+            connection.cursor.execute(_LABEL, (name, value, record.handle))
 
 
 def _readable(handle: str, raw: bytes) -> Record:

@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 from weakref import ref
 
 from ...errors import StoreUnavailable
-from ...forks import Held, inherit, is_inherited
+from ...forks import Held, identity, inherit, is_inherited
 from ..announcing import Announcing, OnChange, Stop
 from ..log import logger
 from .connection import Connection, connected
@@ -199,7 +199,7 @@ class Feed(Held, Announcing):
         """Announce what is changed behind this place or later."""
         with self._lock:
             if self._thread is None:
-                self._place, self._identity = place, _identity_of(self._path)
+                self._place, self._identity = place, identity(self._path)
                 self._start()
             return self.listen(on_change)
 
@@ -303,10 +303,10 @@ class Feed(Held, Announcing):
 
     def _connected(self, bell: Bell) -> Connection:
         """Return a connection to the file that is at the path now; another one than before begins anew."""
-        identity = _identity_of(self._path)
-        if identity != self._identity:
+        found = identity(self._path)
+        if found != self._identity:
             self._disconnect()
-            self._place, self._identity = None, identity
+            self._place, self._identity = None, found
         if self._connection is None:
             if is_inherited(self._path):
                 raise StoreUnavailable("a thread used it when this process was forked")
@@ -319,15 +319,6 @@ class Feed(Held, Announcing):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-def _identity_of(path: str) -> tuple[int, int] | None:
-    """Tell one file from another that takes its place; None while there is none."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - one system call and no more
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _kept(connection: Connection, place: Place) -> Place:
