@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [{"max_bytes": 0}, {"max_bytes": True}, {"max_bytes": 1e9}, {"max_bytes": (1 << 20) - 1}, {"max_staleness": -1},
-     {"timeout": -1}, {"max_staleness": True}, {"keys": "short"}],
+     {"timeout": -1}, {"timeout": 86_401}, {"max_staleness": True}, {"keys": "short"}],
 )  # fmt: skip
 def test_wrong_settings_are_config_errors(folder, wrong):
     with pytest.raises(ConfigError):

@@ -28,7 +28,7 @@ from contextlib import suppress
 from struct import Struct
 from typing import Final, NamedTuple
 
-from ...clock import Clock, Duration, SystemClock, milliseconds, stopwatch
+from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, milliseconds, stopwatch, waiting
 from ...errors import ConfigError, SessionError
 from ...keys import Keys
 from ...records import Record, pack, unpack
@@ -92,8 +92,8 @@ class DiskCache:
     The folder is made, for its owner alone; its parent must exist. ``keys`` are a handler's keys, or None for random
     ones that lie in the folder; then whoever reads the folder reads the sessions. ``max_bytes`` bounds the database,
     beside which a log of a few megabytes lies; what was filled first gives way. ``timeout`` is how many seconds a call
-    waits for other writers. Raises ConfigError for a folder that is a link, not ours or open to others, for sizes below
-    1 MiB, and for durations below 0.
+    waits for other writers, a day at most. Raises ConfigError for a folder that is a link, not ours or open to others,
+    for sizes below 1 MiB, and for durations below 0 or above that day.
     """
 
     def __init__(  # noqa: PLR0913 - each setting is a keyword, and all have a default
@@ -109,13 +109,13 @@ class DiskCache:
         """Open the cache of this folder, or begin it; if that fails, it is tried again later."""
         if type(max_bytes) is not int or max_bytes < FEWEST_BYTES:
             raise ConfigError(f"A DiskCache takes max_bytes as an int of {FEWEST_BYTES} or more.")
-        self._staleness, seconds = milliseconds(max_staleness), milliseconds(timeout) / 1000
-        if self._staleness < 0 or seconds < 0:
-            raise ConfigError("max_staleness and timeout are 0 seconds or more.")
+        self._staleness, wait = milliseconds(max_staleness), waiting(timeout, LONGEST_WAIT_MS, "DiskCache", shortest=0)
+        if self._staleness < 0:
+            raise ConfigError("max_staleness is 0 seconds or more.")
         self.clock: Clock = clock or SystemClock()
         self.max_staleness = self._staleness / 1000
         self._seconds = stopwatch(self.clock)
-        self._databases = Databases(private_folder(directory), keys, self.clock, max_bytes, seconds)
+        self._databases = Databases(private_folder(directory), keys, self.clock, max_bytes, wait)
         self._largest = min(max_bytes // SHARE, WIDEST - HEADROOM)
         self._current = Current(self._databases, self.clock)
         self._floor = -1  # What was leased until then is served to nobody here, for a clear or many drops are in doubt.
