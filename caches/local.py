@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from ..clock import Clock, Duration, SystemClock, milliseconds, stopwatch
 from ..errors import ConfigError
+from ..forks import Held
 from ..records import Record
 from .kept import Kept
 from .protocol import MAX_STALENESS, Lease
@@ -31,7 +32,7 @@ MOST_ABSENT: Final = 4096
 """How many handles are remembered as absent; all are forgotten when there are more."""
 
 
-class LocalCache:
+class LocalCache(Held):
     """Keeps packed records in memory, up to so many and so many bytes of them; a forked process begins empty.
 
     ``policy`` may be any cachetools cache, empty, whose size then counts instead of ``max_sessions``. Raises
@@ -58,7 +59,7 @@ class LocalCache:
         self.clock: Clock = clock or SystemClock()
         self.max_staleness = staleness / 1000
         self._seconds = stopwatch(self.clock)
-        self._lock = Lock()
+        super().__init__()
         self._drops = [0] * STRIPES
         self._epoch = 0
         self._cleared_at = 0.0  # When what clear_after() found here is to be gone.

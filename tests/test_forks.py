@@ -500,6 +500,48 @@ def test_a_fork_waits_for_a_verb_of_a_memory_store_though_stores_come_and_go(tmp
     )
 
 
+def test_a_child_begins_with_an_empty_cache_though_a_thread_fills_it(tmp_path):
+    """Half of what a policy does would be neither kept nor forgotten there."""
+    run(
+        """
+        from collections import UserDict
+        from sessiontree.caches.local import LocalCache
+        begun, forked = threading.Event(), threading.Event()
+        class InTwoSteps(UserDict):
+            def __init__(self):
+                super().__init__()
+                self.order = []
+            def __setitem__(self, key, value):
+                super().__setitem__(key, value)
+                begun.set()
+                forked.wait(0.2)
+                self.order.append(key)
+            def popitem(self):
+                if not self.order:
+                    raise KeyError
+                key = self.order.pop()
+                return key, self.data.pop(key)
+        store = MemoryStore()
+        cache, record = LocalCache(policy=InTwoSteps()), new(store)
+        os.register_at_fork(after_in_parent=forked.set)
+        thread = threading.Thread(target=cache.put, args=(record.handle, record, cache.lease(record.handle)))
+        thread.start()
+        begun.wait()
+        child = Child(
+            lambda: cache.get(record.handle),
+            lambda: cache.put(record.handle, record, cache.lease(record.handle)),
+            lambda: cache.get(record.handle) is not None,
+        )
+        assert [child.answer() for _ in range(3)] == ["None", "True", "True"]
+        child.end()
+        thread.join()
+        assert cache.get(record.handle) is not None
+        print("well")
+        """,
+        tmp_path,
+    )
+
+
 def test_a_lock_that_a_thread_does_not_let_go_keeps_a_fork_for_a_while_only(monkeypatch):
     """All locks together keep it that long; the child gets others, also of those that it could take."""
     monkeypatch.setattr(forks, "PATIENCE", 0.05)

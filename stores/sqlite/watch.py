@@ -183,7 +183,6 @@ class Feed(Held, Announcing):
 
     def __init__(self, file: SqliteFile, uri: str) -> None:
         """Begin with nobody who listens, and no thread; the file's object is not held."""
-        super().__init__()
         self._file = ref(file)
         self._path = file.path
         self._uri = uri
@@ -194,6 +193,7 @@ class Feed(Held, Announcing):
         self._identity: tuple[int, int] | None = None
         self._place: Place | None = None
         """Up to where was read; None if that is lost."""
+        super().__init__()  # Last, for a fork may come at once.
 
     def watch(self, on_change: OnChange, place: Place) -> Stop:
         """Announce what is changed behind this place or later."""
