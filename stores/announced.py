@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 from ..clock import Duration
 from ..errors import NotImplementedByStore
+from ..forks import Held
 from ..records import Changes, Page, Record, Version
 from .announcing import Announcing
 from .protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write, fits
@@ -121,16 +122,27 @@ class AnnouncedPipelining(Announced):
             self.announce_all(handle for handle, _, _ in writes)
 
 
-_KNOWN: Final[WeakValueDictionary[int, Announced]] = WeakValueDictionary()
-"""The one object in front of each store, by the store's identity; it holds the store, so that is not used again."""
+class Known(Held):
+    """The one object in front of each store, by the store's identity; it holds the store, so that is not used again."""
+
+    def __init__(self) -> None:
+        """Know none yet."""
+        super().__init__()
+        self._by_identity: WeakValueDictionary[int, Announced] = WeakValueDictionary()
+
+    def of(self, store: Store) -> Announced:
+        """Return the one object, which all threads get."""
+        known = self._by_identity.get(id(store))
+        if known is not None:
+            return known
+        made = AnnouncedPipelining(store) if fits(store, Pipelining) else Announced(store)
+        with self._lock:
+            return self._by_identity.setdefault(id(store), made)
+
+
+_KNOWN: Final = Known()
 
 
 def announced(store: Store) -> Store:
     """Return the store if it announces its changes by itself, else the one object in front of it that does."""
-    if hasattr(store, "listen"):
-        return store
-    known = _KNOWN.get(id(store))
-    if known is None:
-        kind = AnnouncedPipelining if fits(store, Pipelining) else Announced
-        known = _KNOWN[id(store)] = kind(store)
-    return known
+    return store if hasattr(store, "listen") else _KNOWN.of(store)

@@ -305,6 +305,23 @@ def test_a_store_is_asked_by_the_optional_verbs_that_it_has_and_by_no_others(clo
     assert not isinstance(announced(MemoryStore(clock=clock)), Pipelining)
 
 
+def test_there_is_one_object_in_front_of_a_store_also_for_two_who_ask_at_once(clock):
+    """Caches hear of what the other changes."""
+    others = []
+
+    class Asking(Careful):
+        @property
+        def confirm(self):
+            if not others:
+                others.append(None)
+                others[0] = announced(self)  # As another thread may, just before the first is done.
+            raise AttributeError("confirm")
+
+    store = Asking(clock=clock)
+    first = announced(store)
+    assert [first] == others == [announced(store)]
+
+
 class Behind:
     """Somebody's proxy, which has nothing of its own."""
 
