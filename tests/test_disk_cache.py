@@ -1360,6 +1360,16 @@ def test_a_process_whose_fork_nobody_announced_leaves_the_connections_alone(cach
     disk_current._INHERITED.pop().shut()
 
 
+def test_such_a_process_may_close_the_cache_first(cache):
+    filled(cache)
+    rows = cache._current.rows
+    rows._pid = -1
+    cache.close()
+    assert rows._idle, "They are the parent's."
+    rows._pid = os.getpid()
+    rows.shut()
+
+
 # -- threads, sizes, and ends ---------------------------------------------------------------------
 
 

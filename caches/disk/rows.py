@@ -161,9 +161,9 @@ class Rows(Cache):  # type: ignore[misc]
             _drain(self._idle)
 
     def shut(self) -> None:
-        """Close every connection; those in use close with the work that uses them."""
+        """Close every connection, as ``rest`` does; those in use close with the work that uses them."""
         self._shut = True
-        _drain(self._idle)
+        self.rest()
 
     @property
     def is_open(self) -> bool:
