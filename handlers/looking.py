@@ -38,7 +38,7 @@ from .context import (
 )
 from .events import emit
 from .ids import handle_text
-from .token import HANDLE, SEPARATE, Carried, Extras, Identity, parent_handle
+from .token import HANDLE, SEPARATE, Carried, Extras, Identity
 
 if TYPE_CHECKING:
     from .handler import Handler
@@ -250,18 +250,18 @@ class Looking:
     def _take(self, carried: Carried) -> None:
         """Take a verified token's session over if it is live; raise the RejectedError that fits if it is not."""
         handler = self.handler
-        content, form, created, ends, self._rest, values = carried
-        now = handler.now()
+        content, form, created, ends, handle, under, self._rest, values = carried
+        now, parent = handler.now(), self._parent
         if not created - SKEW_MS <= now < ends:
-            self._refuse_time(content, ends, now)
+            self._refuse_time(carried, now)
         if values is not None:
             self._data, self._plain = values.copy(), True
         else:
             self._read_data(carried)
-        if self._parent is None:
+        if parent is None:
             self._ready = self._extras is None or not self._extras.deadlines
-        else:
-            self._check_parent(self._parent, parent_handle(content), content[HANDLE], now)
+        elif not (parent.state == LIVE and now < parent._ends and parent._lineage() == under):
+            self._check_parent(parent, under, handle, now)
         self._ends = ends
         self._origin = content
         self.state = LIVE
@@ -283,13 +283,13 @@ class Looking:
             self._move(idle=FOREVER)
             self._changes |= TOUCHED
 
-    def _refuse_time(self, content: bytes, ends: int, now: int) -> NoReturn:
-        if now < ends:
+    def _refuse_time(self, carried: Carried, now: int) -> NoReturn:
+        if now < carried.ends:
             raise BadCookie("The token comes from the future.")
         self.state = EXPIRED
         self._context.ended = self._context.changed = True
-        self._was = content[HANDLE]
-        emit(self.handler, "expired", handle_text(content[HANDLE]))
+        self._was = carried.handle
+        emit(self.handler, "expired", handle_text(carried.handle))
         raise Expired("The session has expired: begin a new one.")
 
     def _check_parent(self, parent: "Looking", under: bytes, handle: bytes, now: int) -> None:

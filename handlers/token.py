@@ -31,7 +31,6 @@ __all__ = [
     "CarriedTokens",
     "Extras",
     "Identity",
-    "parent_handle",
     "write_rest",
 ]
 
@@ -66,7 +65,7 @@ _ID_START: Final = {
 """Where the id stands, by form."""
 
 
-def parent_handle(content: bytes) -> bytes:
+def _parent_handle(content: bytes) -> bytes:
     """Return the parent's handle in the content of a child's token."""
     start = _ID_START[content[0]]
     return content[start - HANDLE_BYTES : start]
@@ -96,7 +95,7 @@ class Identity(NamedTuple):
         absolute, own, idle = ends, FOREVER, FOREVER
         if form & SEPARATE:
             absolute, own, idle = _SEPARATE_LIVES.unpack_from(content, _HEAD.size)
-        parent = parent_handle(content) if form & _CHILD else b""
+        parent = _parent_handle(content) if form & _CHILD else b""
         session_id = content[start : start + content[_ID_SIZE_AT]].decode(errors="replace")
         return cls(created, absolute, own, idle, content[HANDLE], parent, session_id)
 
@@ -150,6 +149,10 @@ class Carried(NamedTuple):
     form: int
     created: int
     ends: int
+    handle: bytes
+    under: bytes
+    """The parent's handle; empty in a session of a root handler."""
+
     rest: int
     """Where in the content the data begins, behind identity and id."""
 
@@ -179,12 +182,13 @@ class CarriedTokens(Remembering[Carried]):
         """Return what the token says, verified anew; raise BadCookie for any text that is no such token."""
         content = self._tokens.verified(token)
         try:
-            form, created, ends = _LIVES.unpack_from(content)
-            rest = _ID_START[form] + content[_ID_SIZE_AT]
+            form, created, ends, handle, size = _HEAD.unpack_from(content)
+            under = _parent_handle(content) if form & _CHILD else b""
+            rest = _ID_START[form] + size
             values = self._shared(content[rest:]) if content[rest] == _BRACE else None
         except (struct_error, KeyError, IndexError) as error:
             raise BadCookie("The token is of a form that this release does not know.") from error
-        return Carried(content, form, created, ends, rest, values)
+        return Carried(content, form, created, ends, handle, under, rest, values)
 
 
 def write_rest(extras: Extras | None, values: bytes) -> bytes:
