@@ -5,13 +5,14 @@ cache in front of that object before the verb returns; so when ``revoke()`` retu
 session.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 from ..caches.kept import Kept, opened
 from ..records import Record
 from ..stores.following import DOUBTS, doubt, dropping, serves_beyond, why_doubted
+from ..stores.protocol import Reloading, fits
 from .breaker import breaker_of
 from .events import emit
 
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from ..stores.protocol import Store
     from .handler import Handler
 
-__all__ = ["Wanted", "at_hand", "attach", "fetch", "fetched_one", "forget", "loaded_one", "stale"]
-
-_T = TypeVar("_T")
+__all__ = ["Wanted", "at_hand", "attach", "fetch", "fetched_one", "forget", "loaded_one", "reloaded", "stale"]
 
 
 class Wanted(NamedTuple):
@@ -34,7 +33,7 @@ class Wanted(NamedTuple):
 
 
 def fetch(store: "Store", wanted: "Iterable[Wanted]", found: "dict[str, Record | None]") -> None:
-    """Enter each wanted record, or None for one that is dead, in at most one trip to the store.
+    """Enter each wanted record, or None for one that is dead, in at most one trip to the store unless it lags.
 
     A cache that fails is as one that has nothing. A store that fails raises StoreError; what caches have is entered.
     """
@@ -46,7 +45,7 @@ def fetch(store: "Store", wanted: "Iterable[Wanted]", found: "dict[str, Record |
         else:
             missing.append((each, lease))
     if missing:
-        found.update(_loaded(store, [each for each, _ in missing]))
+        _load(store, [each for each, _ in missing], found)
     for each, lease in missing:
         if lease is not None:
             _fill(each, found[each.handle], lease)
@@ -64,24 +63,46 @@ def loaded_one(store: "Store", wanted: Wanted) -> "Record | None":
     known, lease = _leased(wanted)
     if known:
         return None
-    record = _loaded(store, [wanted])[wanted.handle]
+    found: dict[str, Record | None] = {}
+    _load(store, [wanted], found)
+    record = found[wanted.handle]
     if lease is not None:
         _fill(wanted, record, lease)
     return record
 
 
-def _loaded(store: "Store", wanted: list[Wanted]) -> "dict[str, Record | None]":
-    """Return what the store has, in one trip; where a request can go on without it, by way of its breaker."""
-    handles = [each.handle for each in wanted]
-    call = breaker_of(store).call if any(each.handler.config.outage != "raise" for each in wanted) else _call
-    if len(handles) == 1:
-        return {handles[0]: call(store.load, handles[0])}
-    loaded = call(store.load_many, handles)
-    return {handle: loaded.get(handle) for handle in handles}
+def _load(store: "Store", wanted: list[Wanted], found: "dict[str, Record | None]") -> None:
+    """Enter what the store has; where a request can go on without it, by way of its breaker."""
+    for each in wanted:
+        if each.handler.config.outage != "raise":
+            breaker_of(store).call(_ask, store, wanted, found)
+            return
+    _ask(store, wanted, found)
 
 
-def _call(verb: Callable[..., _T], *arguments: Any) -> _T:
-    return verb(*arguments)
+def _ask(store: "Store", wanted: list[Wanted], found: "dict[str, Record | None]") -> None:
+    """Enter what the store has, in one trip, and in one more for each that is older than its client has seen.
+
+    What needs no second trip is entered before the first of those.
+    """
+    if len(wanted) == 1:
+        loaded = {wanted[0].handle: store.load(wanted[0].handle)}
+    else:
+        loaded = {**store.load_many([each.handle for each in wanted])}
+    older: list[Record] = []
+    for _, handle, version in wanted:
+        record = loaded.get(handle)
+        if record is None or record.version >= version:
+            found[handle] = record
+        else:
+            older.append(record)
+    for record in older:
+        found[record.handle] = reloaded(store, record)
+
+
+def reloaded(store: "Store", record: Record) -> "Record | None":
+    """Return a record that is older than its client has seen as it is now, if its store can answer older ones."""
+    return store.reload(record.handle) if fits(store, Reloading) else record
 
 
 def stale(wanted: Wanted) -> "Record | None":

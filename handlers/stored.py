@@ -24,8 +24,8 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record, changed_fields, check_size
-from ..stores.protocol import Reloading, Write, fits
-from .caching import Wanted, at_hand, loaded_one, stale
+from ..stores.protocol import Write
+from .caching import Wanted, at_hand, loaded_one, reloaded, stale
 from .claim import Claim
 from .context import BEGUN, DATA, EXPIRED, IDENTITY, KEY, LIVE, MERGED, ORPHANED, RENEWED, REVOKED, TOUCHED, UNSEEN
 from .events import asked, emit
@@ -83,10 +83,10 @@ class StoredSession(LimitedSession):
             self._check_parent_lives(parent, claim.raw_handle, now)
         if batch is None and handler.cache is None and handler.config.outage == "raise":
             record = self._store.load(claim.handle)
+            if record is not None and record.version < claim.version:
+                record = reloaded(self._store, record)
         else:
             record = self._fetch(claim, now)
-        if record is not None and record.version < claim.version:
-            record = self._reloaded(record)
         if record is None:
             raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
         if not compare_digest(record.proof, claim.proof):
@@ -116,11 +116,6 @@ class StoredSession(LimitedSession):
             emit(self.handler, "outage", claim.handle, type(outage).__name__)
             self._outdated = STALE
             return record
-
-    def _reloaded(self, record: Record) -> Record | None:
-        """Return the record as it is now, if its store can answer older ones: this client has seen a later one."""
-        store = self._store
-        return store.reload(record.handle) if fits(store, Reloading) and not self._outdated else record
 
     def _see_dead(self, handle: str) -> None:
         """Have the store see that a session has expired, and so forget it, lest a clock set back should revive it."""

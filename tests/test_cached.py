@@ -1,5 +1,7 @@
 """Sessions behind a cache: fewer trips to the store, and never a lie."""
 
+from itertools import count
+
 import pytest
 from engines import ENGINES, opened
 from support import SECRET, SOAK, Site, wait_until
@@ -20,7 +22,9 @@ from sessiontree import (
     with_outage,
     with_store,
 )
+from sessiontree.breaker import SLOW
 from sessiontree.caches.local import LocalCache
+from sessiontree.handlers.breaker import MOST_FAILURES, breaker_of
 from sessiontree.stores import PerKey
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
@@ -450,6 +454,96 @@ def test_an_outage_denies_no_session_what_its_cache_has_for_the_sake_of_another_
 
     assert s.visit(look) == {"n": 1}
     assert s.answer.cookies == []
+
+
+class Lagging(MemoryStore):
+    """Loads what it was told to lag at, as a replica does, and reloads what is so."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.behind = {}
+
+    def load(self, handle, keys=None):
+        now = super().load(handle, keys)
+        return now and self.behind.get(handle, now)
+
+    def load_many(self, handles):
+        return {handle: self.behind.get(handle, now) for handle, now in super().load_many(handles).items()}
+
+    def reload(self, handle):
+        return super().load(handle)
+
+
+def lagging_site(store, *handlers):
+    """Return a site whose cookies tell of later writes than its store loads; what its caches have is not fresh."""
+    s = Site(*handlers)
+    begun(s)
+    handles = s.visit(lambda *sessions: [each.handle for each in sessions])
+    store.inner.behind = {handle: store.inner.load(handle) for handle in handles}
+    s.visit(lambda *sessions: [each.update(n=2) for each in sessions])
+    s.visit(lambda *sessions: [dict(each) for each in sessions])
+    store.clock.advance(10)
+    return s
+
+
+@pytest.fixture
+def lagging(clock):
+    return FaultyStore(Lagging(clock=clock))
+
+
+def test_what_a_store_loads_too_old_is_reloaded_and_kept(lagging, clock):
+    visitor = node_on(lagging)
+    s = lagging_site(lagging, visitor, visitor.spawn("user"))
+    assert trips(lagging, lambda: s.visit(lambda v, u: (dict(v), dict(u)))) == ["load_many", "reload", "reload"]
+    assert s.result == ({"n": 2}, {"n": 2})
+    assert trips(lagging, lambda: s.visit(lambda v, u: (dict(v), dict(u)))) == []
+
+
+@pytest.mark.parametrize("others", [[], ["second"]], ids=["alone", "in a batch"])
+def test_who_cannot_reload_serves_what_a_cache_has_as_who_cannot_load(lagging, others):
+    answer = with_outage("stale", stale_for=60)
+    s = lagging_site(lagging, node_on(lagging, answer), *(node_on(lagging, answer, name=name) for name in others))
+    for broken in ("load_many" if others else "load", "reload"):
+        lagging.fail(verb=broken)
+        assert s.visit(lambda *sessions: [dict(each) for each in sessions]) == [{"n": 2}, *({"n": 2} for _ in others)]
+        assert (s.answer.code, s.answer.cookies) == (200, []), broken
+    s.visit(lambda *sessions: sessions[0].update(n=3))
+    assert s.visit(lambda *sessions: dict(sessions[0])) == {"n": 3}
+
+
+@pytest.mark.parametrize("options", [[], [with_cache(None)]])
+def test_who_cannot_reload_is_refused_where_nothing_stale_may_be_served(lagging, options):
+    s = lagging_site(lagging, node_on(lagging, *options))
+    lagging.fail(verb="reload")
+    s.visit(dict)
+    assert (s.answer.code, s.answer.cookies) == (503, [])
+    assert s.visit(dict) == {"n": 2}
+
+
+def test_a_session_that_cannot_be_reloaded_costs_no_other_its_answer(lagging):
+    first, second = node_on(lagging), node_on(lagging, name="second")
+    s = lagging_site(lagging, first, second)
+    lagging.inner.behind.popitem()
+    lagging.fail(verb="reload")
+
+    def look(one, two):
+        with pytest.raises(StoreUnavailable):
+            dict(one)
+        return dict(two)
+
+    assert s.visit(look) == {"n": 2}
+
+
+def test_a_slow_reload_opens_the_breaker_as_a_slow_load_does(lagging):
+    handler = node_on(lagging, with_outage("stale", stale_for=60))
+    s, breaker = lagging_site(lagging, handler), breaker_of(handler.store)
+    ticks = count()
+    breaker._seconds = lambda: next(ticks) * 2 * SLOW
+    for _ in range(MOST_FAILURES):
+        lagging.fail(verb="reload")
+        s.visit(dict)
+        assert s.answer.code == 200
+    assert breaker.begin() is None
 
 
 # -- settings ----------------------------------------------------------------------------------------------
