@@ -69,19 +69,22 @@ class Config:
     limit: Limit | None = None
     outage: str = "raise"
     stale_for: int = 0
+    outage_is_inherited: bool = False
     clock: Clock = SystemClock()
     logger: "logging.Logger | None" = None
     events: Listener | None = None
 
     def settled(self) -> "Config":
-        """Return the settings without a cache that was inherited and does not fit, and without what it was to serve.
+        """Return the settings without a cache that was inherited and does not fit, and without what came to use it.
 
         What clients carry needs none, and of a server-only session nobody brings a version to hold a cache to.
         """
-        if self.cache_is_inherited and (self.store is None or self.server_only):
-            bare = replace(self, cache=None, cache_is_inherited=False)
-            return replace(bare, outage="raise", stale_for=0) if self.outage == "stale" else bare
-        return self
+        if not self.cache_is_inherited or (self.store is not None and not self.server_only):
+            return self
+        bare = replace(self, cache=None, cache_is_inherited=False)
+        if not self.outage_is_inherited:
+            return bare
+        return replace(bare, outage="raise", stale_for=0, outage_is_inherited=False)
 
     def check(self) -> None:
         """Raise ConfigError for a name that cannot be one, and for settings that contradict each other."""

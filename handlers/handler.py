@@ -117,7 +117,8 @@ class Handler:
         """Return a child handler, whose sessions live only while their parent's session lives.
 
         It inherits everything but the name, the cookie's name, the three lives, ``with_eager``, ``server_only``,
-        ``fixed_id`` and ``with_max_sessions``; nor a cache, where it is server-only or kept by the client.
+        ``fixed_id`` and ``with_max_sessions``; nor a cache, where it is server-only or kept by the client, and then
+        not ``with_outage("stale")`` either.
         """
         config = replace(
             self.config,
@@ -131,6 +132,7 @@ class Handler:
             fixed_id=None,
             limit=None,
             cache_is_inherited=self.config.cache is not None,
+            outage_is_inherited=self.config.outage == "stale",
         )
         return _configured(config, self, options)
 

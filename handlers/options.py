@@ -197,7 +197,7 @@ def with_outage(answer: str, stale_for: Duration | None = None) -> Option:
     beyond = 0 if stale_for is None else milliseconds(stale_for)
     if beyond < 0:
         raise ConfigError("with_outage() takes a stale_for of 0 seconds or more.")
-    return _option(outage=answer, stale_for=beyond)
+    return _option(outage=answer, stale_for=beyond, outage_is_inherited=False)
 
 
 def with_encryption(on: bool = True) -> Option:  # noqa: FBT001, FBT002 - reads well: with_encryption(False) on a child

@@ -591,6 +591,25 @@ def test_children_inherit_a_cache_where_it_fits(store):
     assert chain(visitor, visitor.spawn("a"))
 
 
+@pytest.mark.parametrize("without_cache", [server_only, with_store(None)])
+def test_an_answer_to_outages_that_needs_a_cache_is_dropped_with_it_only_where_it_was_inherited(store, without_cache):
+    plain, stale = node_on(store), node_on(store, with_outage("stale", stale_for=60))
+    child = stale.spawn("a", without_cache)
+    assert (child.config.outage, child.config.stale_for) == ("raise", 0)
+    assert stale.spawn("a").configure(without_cache).config == child.config
+    assert stale.spawn("a", with_outage("anonymous"), without_cache).config.outage == "anonymous"
+    chosen = with_outage("stale", stale_for=60)
+    for build in (
+        lambda: plain.spawn("a", without_cache, chosen),
+        lambda: stale.spawn("a", chosen, without_cache),
+        lambda: stale.spawn("a", chosen).configure(without_cache),
+        lambda: child.configure(chosen),
+        lambda: Handler("a", SECRET, with_clock(store.clock), with_store(store), chosen, without_cache),
+    ):
+        with pytest.raises(ConfigError, match="'a' has no cache that can serve stale sessions"):
+            build()
+
+
 def test_a_server_only_session_may_have_a_cache_of_its_own(store):
     jobs = node_on(store, server_only, name="jobs")
     jobs.generate_by_id("7").update(n=1)
