@@ -171,8 +171,6 @@ class ServerOnlySession(StoredSession):
 
     def _create(self) -> None:
         """Insert the record, or, if another request was faster, write into what that one created."""
-        if self.handler.idles:
-            self._touch_if_due()
         for _ in range(MOST_RACES):
             record = self._new_record()
             try:

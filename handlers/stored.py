@@ -389,8 +389,6 @@ class StoredSession(LimitedSession):
 
     def _create(self) -> None:
         """Insert the record; a handle that exists already is another session's, so a new one is drawn."""
-        if self.handler.idles:
-            self._touch_if_due()  # The request may have taken long.
         for attempt in range(1, MOST_HANDLES + 1):
             record = self._new_record()
             try:

@@ -88,6 +88,9 @@ class TrackedSession(RenewableSession):
     # -- what the store lacks --------------------------------------------------------------
 
     def _new_record(self) -> Record:
+        """Return the record of a session that the store does not have; the request may have taken long."""
+        if self.handler.idles:
+            self._touch_if_due()
         who, extras, now = self._who(), self._extras, self.handler.now()
         handle = handle_text(who.handle)
         sets, _ = self._edits(handle)
