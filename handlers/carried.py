@@ -15,16 +15,20 @@
 A token that did not verify is never forgotten: a node with another key ring would log people out.
 """
 
-from collections.abc import Callable
+from typing import TypeAlias
 
 from ..errors import CookieTooLarge
 from .context import BEGUN, DATA, IDENTITY, LIVE, RENEWED, UNSEEN
 from .cookie import LARGEST_SET_COOKIE
 from .events import emit
+from .rehearsal import Rehearsal
 from .session import Session
 from .token import SEPARATE, Identity, write_rest
 
-__all__ = ["CarriedSession"]
+__all__ = ["CarriedSession", "Sealed"]
+
+Sealed: TypeAlias = tuple[bytes, str]
+"""What a token says, and the response header's value that has it, without how long the client keeps it."""
 
 
 class CarriedSession(Session):
@@ -32,7 +36,7 @@ class CarriedSession(Session):
 
     __slots__ = ()
 
-    def answer(self, failed: bool) -> "str | None":  # noqa: FBT001 - positional, for speed
+    def answer(self, failed: bool, rehearsal: Rehearsal | None = None) -> str | None:  # noqa: FBT001 - as in Session
         """Return the response header's value that replaces or deletes the client's token; None if it may keep it.
 
         ``failed`` says that the response is a 5xx: then only an ending and a renewal last.
@@ -43,6 +47,9 @@ class CarriedSession(Session):
             return self._farewell(failed=failed)
         if failed:
             return self._renewed_only()
+        sealed: Sealed | None = None if rehearsal is None else rehearsal.made(self)
+        if sealed is not None:
+            return self._told(sealed)
         handler, origin = self.handler, self._origin
         if (
             self._changes == DATA
@@ -56,13 +63,17 @@ class CarriedSession(Session):
             if len(value) > LARGEST_SET_COOKIE:
                 raise self._too_large(len(value))
             return value
-        return self._replacement(self._told)
+        sealed = self._replacement()
+        return None if sealed is None else self._told(sealed)
 
-    def _check_writable(self) -> None:
-        self._replacement(self._header)
+    def _worked_out(self) -> Sealed | None:
+        sealed = self._replacement()
+        if sealed is not None:
+            self._header(*sealed)
+        return sealed
 
-    def _replacement(self, made: "Callable[[bytes], str]") -> str | None:
-        """Return what ``made`` makes of the content of the client's next token; None if it may keep the one it has."""
+    def _replacement(self) -> Sealed | None:
+        """Return the client's next token; None if it may keep the one it has."""
         handler, origin = self.handler, self._origin
         if handler.idles:
             self._touch_if_due()
@@ -74,11 +85,14 @@ class CarriedSession(Session):
             return None
         head = self._who().write() if changes & IDENTITY or origin is None else origin[: self._rest]
         if not changes & DATA and origin is not None:
-            return made(head + origin[self._rest :])
+            return self._sealed(head + origin[self._rest :])
         rest = handler.serializer.pack(self._data, self._plain)
         if self._extras is not None:
             rest = write_rest(self._extras, rest)
-        return made(head + rest)
+        return self._sealed(head + rest)
+
+    def _sealed(self, content: bytes) -> Sealed:
+        return content, self.handler.header_value(content)
 
     def regenerate(self) -> None:
         """Begin a new session in place of the one there may be."""
@@ -92,17 +106,16 @@ class CarriedSession(Session):
         if not self._changes & RENEWED or self._origin is None:
             return None
         came = Identity.read(self._origin)
-        return self._told(came._replace(id=self._who().id).write() + self._origin[self._rest :])
+        return self._told(self._sealed(came._replace(id=self._who().id).write() + self._origin[self._rest :]))
 
-    def _told(self, content: bytes) -> str:
+    def _told(self, sealed: Sealed) -> str:
         """Return the response header's value, and tell listeners of what it makes last."""
-        value = self._header(content)
+        value = self._header(*sealed)
         self._tell()
         return value
 
-    def _header(self, content: bytes) -> str:
-        """Return the response header's value, if browsers would keep it."""
-        value = self.handler.header_value(content)
+    def _header(self, content: bytes, value: str) -> str:
+        """Return the response header's value, with how long the client keeps it, if browsers would keep it at all."""
         if content[0] & SEPARATE:
             value += self._lasting(Identity.read(content))
         if len(value) > LARGEST_SET_COOKIE:

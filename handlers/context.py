@@ -99,7 +99,8 @@ class Context:
         self.agent = agent
         self.address = address
         self.done = done
-        self.changed = False  # Whether any session may have something to tell the client.
+        # Whether any session may have something to tell the client: true, and a Rehearsal's mark until the next change.
+        self.changed: object = False
         self.turn = 0  # Counts the lives that began or ended in this request, so that children notice.
         self.ended = False  # Whether any session that came with the request is dead by now.
         self.vary = ""  # The request headers that the response depends on, because a session was looked at.

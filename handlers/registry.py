@@ -13,6 +13,7 @@ from .context import Context
 from .environ import Environ
 from .info import SessionInfo, children_in
 from .loading import Batch
+from .rehearsal import Rehearsal
 from .response import merged
 from .server_only import ServerOnlySession
 from .session import Session
@@ -236,17 +237,16 @@ class Registry:
         if context is None:
             return []
         answers: list[Header] = []
-        if not failed and (context.replacing or context.merging or len(self._sessions) > 1):
-            self._rehearse(ends_others=context.replacing or context.merging)
+        rehearsal = None if failed else self._rehearsed(context)
         if context.replacing:
             for session in self._sessions.values():
                 session.end_replaced(failed)
         batches = context.batches or {}
-        if not failed:
-            self._write_together(batches)
+        if rehearsal is not None:
+            self._write_together(batches, rehearsal)
         try:
             for session in self._sessions.values():
-                answer = session.answer(failed)
+                answer = session.answer(failed, rehearsal)
                 if answer is not None:
                     answers.append((session.handler.transport.response_header, answer))
         finally:
@@ -264,28 +264,33 @@ class Registry:
             else:
                 session.end_merged()
 
-    def _rehearse(self, *, ends_others: bool) -> None:
+    def _rehearsed(self, context: Context) -> Rehearsal | None:
         """Raise what a session cannot write, such as a value that is no data, before any other has written anything.
 
         Where all are carried by the client nothing is written before all have their tokens.
         """
         writers = [session for session in self._sessions.values() if session.may_write]
-        writes = len(writers) > 1 and any(session.handler.store is not None for session in writers)
-        if ends_others or writes:
+        write = len(writers) > 1 and any(session.handler.store is not None for session in writers)
+        is_due = write or context.replacing or context.merging
+        if not is_due and not context.batches:
+            return None
+        rehearsal = Rehearsal(context)
+        if is_due:
             for session in writers:
-                session.rehearse()
+                session.rehearse(rehearsal)
+        return rehearsal
 
-    def _write_together(self, batches: dict[int, Batch]) -> None:
+    def _write_together(self, batches: dict[int, Batch], rehearsal: Rehearsal) -> None:
         """Write what sessions of one store have to write in one trip, up to the first that has more to write than data.
 
         If one of these is refused, those behind it are made nevertheless: they are under way already.
         """
         for batch in batches.values():
-            batch.write(self._plain_writes(batch))
+            batch.write(self._plain_writes(batch, rehearsal))
 
-    def _plain_writes(self, batch: Batch) -> "Iterator[Write]":
+    def _plain_writes(self, batch: Batch, rehearsal: Rehearsal) -> "Iterator[Write]":
         for session in self._sessions.values():
-            write = session.plain_write(batch)
+            write = session.plain_write(batch, rehearsal)
             if write is not None:
                 yield write
             elif session.has_more_to_say:

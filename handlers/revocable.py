@@ -12,12 +12,13 @@ from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import BadSession, Conflict, ParentInvalid, SessionGone, StoreError
 from ..records import PROOF_BYTES, Record
 from .caching import Wanted
-from .carried import CarriedSession
+from .carried import CarriedSession, Sealed
 from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, UNSEEN
 from .events import asked, emit
 from .ids import REVOKED_SESSION, handle_text, named_handle, proof_of, revoked_mark
 from .loading import Batch
 from .outdated import CURRENT, OVERLAP_MS, RENEWED_AWAY, RenewableSession
+from .rehearsal import Rehearsal
 from .token import Carried, Identity
 
 __all__ = ["RevocableSession", "marks_of"]
@@ -106,18 +107,18 @@ class RevocableSession(RenewableSession, CarriedSession):
             self._was = self._came.handle
             self._context.ended = self._context.changed = True
 
-    def _check_writable(self) -> None:
-        if self._outdated:
-            self._check_unchanged(failed=False)
-        else:
-            super()._check_writable()
+    def _worked_out(self) -> Sealed | None:
+        if not self._outdated:
+            return super()._worked_out()
+        self._check_unchanged(failed=False)
+        return None
 
-    def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
+    def answer(self, failed: bool, rehearsal: Rehearsal | None = None) -> str | None:  # noqa: FBT001 - as in Session
         """Return what the client is told: of an old id in its grace nothing, for a new token may be under way."""
         if self._outdated and self.state == LIVE:
             self._check_unchanged(failed=failed)
             return None
-        return super().answer(failed)
+        return super().answer(failed, rehearsal)
 
     def _begin(self) -> None:
         replaced = self._came if self._still_stands() and not self._outdated else None

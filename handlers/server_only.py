@@ -26,6 +26,7 @@ from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
 from .info import handle_above, lineage_of
 from .life import Life
 from .loading import Batch
+from .rehearsal import Rehearsal
 from .session import Session
 from .stored import StoredSession
 
@@ -125,14 +126,14 @@ class ServerOnlySession(StoredSession):
     def abandon(self) -> None:
         """Leave it: no client needs its token."""
 
-    def answer(self, failed: bool) -> None:  # noqa: FBT001 - as in Session
+    def answer(self, failed: bool, rehearsal: Rehearsal | None = None) -> None:  # noqa: FBT001 - as in Session
         """Write to the store what it lacks; no client is told."""
         if failed and self.state == LIVE and self._record is None:
             # A failed response begins nothing, and ends nothing in its place.
             self._replaced = None
             self._become(ABSENT)
             self._refusal = NoSession("There is no session of this id.")
-        super().answer(failed)
+        super().answer(failed, rehearsal)
 
     def _end_orphan(self) -> None:
         handle = self._orphan if self.state == ORPHANED else ""
@@ -160,6 +161,7 @@ class ServerOnlySession(StoredSession):
         if self.state == LIVE and self._record is None:
             self.end_replaced(failed=False)
             self._create()
+            self._context.changed = True  # What was rehearsed of it was how it begins.
 
     def _write_late(self) -> None:
         """Write what changed after the headers, creating the session if need be."""
@@ -169,13 +171,14 @@ class ServerOnlySession(StoredSession):
         else:
             self._update(failed=False, late=True)
 
-    def _create(self) -> None:
+    def _create(self, made: Record | None = None) -> None:
         """Insert the record, or, if another request was faster, write into what that one created."""
         for _ in range(MOST_RACES):
-            record = self._new_record()
+            record = made or self._new_record()
             try:
                 self._insert(record)
             except Conflict:
+                made = None
                 if self._join():
                     return
             else:

@@ -23,6 +23,7 @@ from .info import SessionInfo, moment, moment_of_end
 from .looking import away
 from .mapping import MISSING, SessionMapping
 from .metadata import Metadata
+from .rehearsal import Rehearsal
 from .token import HANDLE, Identity
 
 if TYPE_CHECKING:
@@ -290,13 +291,13 @@ class Session(SessionMapping):
         The middleware does this by itself, and sees to Vary and Cache-Control too, which are yours to send if you
         commit by hand: a response with these headers must not be cached. Calling it again repeats the headers.
         """
-        line = self._from_the_root()
+        line, rehearsal = self._from_the_root(), Rehearsal(self._context)
         for session in line:
             if session.may_write:
-                session.rehearse()
+                session.rehearse(rehearsal)
         for session in line:
             session.end_replaced(failed=False)
-        answers = [(session, session.answer(failed=False)) for session in line if session.accessed]
+        answers = [(session, session.answer(failed=False, rehearsal=rehearsal)) for session in line if session.accessed]
         for session in line:
             answers += [(other, other.answer(failed=False)) for other in session.end_merged()]
         return [(session.handler.transport.response_header, text) for session, text in answers if text is not None]
@@ -307,7 +308,7 @@ class Session(SessionMapping):
         """Return the sessions above this one, the root's first, and this one."""
         return [self] if self.parent is None else [*self.parent._from_the_root(), self]
 
-    def plain_write(self, batch: "Batch") -> "Write | None":  # noqa: ARG002 - for who has a store
+    def plain_write(self, batch: "Batch", rehearsal: Rehearsal) -> "Write | None":  # noqa: ARG002 - for who has a store
         """Return what this batch may write for us together with others, or None."""
         return None
 
@@ -316,17 +317,22 @@ class Session(SessionMapping):
         """Whether this session may have something to write or to tell the client."""
         return self.state == LIVE and (self._changes != 0 or self._exposed is not None)
 
-    def rehearse(self) -> None:
+    @property
+    def may_change_unseen(self) -> bool:
+        """Whether a value that can change in place was handed out or written."""
+        return self._exposed is not None
+
+    def rehearse(self, rehearsal: Rehearsal) -> None:
         """Raise what would keep this session from being written, whatever others do; write nothing."""
         if self._turn != self._context.turn:
             self._judge()
         if self.state == LIVE:
             if getattr(self, "_merged", None) and not self.is_live():
                 raise SessionGone(f"The session {self.handler.path!r} has expired meanwhile: nothing was merged.")
-            self._check_writable()
+            rehearsal.keep(self, self._worked_out())
 
-    def _check_writable(self) -> None:
-        """Raise TypeError for a value that is no data, TooLarge for too much of it."""
+    def _worked_out(self) -> Any:
+        """Return what ``answer`` will write; raise TypeError for what is no data, TooLarge for too much of it."""
         raise NotImplementedError
 
     @property
@@ -370,11 +376,11 @@ class Session(SessionMapping):
     def finish(self) -> None:
         """Write what changed after the headers went out, where that is possible."""
 
-    def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
+    def answer(self, failed: bool, rehearsal: Rehearsal | None = None) -> str | None:  # noqa: FBT001 - as above
         """Make the changes last; return the response header's value that replaces or deletes the client's token.
 
         None lets the client keep what it has. ``failed`` says that the response is a 5xx: then only an ending
-        and a renewal last.
+        and a renewal last. What was rehearsed is not worked out again.
         """
         raise NotImplementedError
 

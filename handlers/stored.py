@@ -35,6 +35,7 @@ from .limited import LimitedSession
 from .loading import Batch
 from .metadata import Metadata
 from .outdated import CURRENT, OVERLAP_MS, RENEWED_AWAY, STALE
+from .rehearsal import Rehearsal
 from .token import Identity
 
 __all__ = ["StoredSession"]
@@ -303,7 +304,7 @@ class StoredSession(LimitedSession):
 
     # -- the commit ------------------------------------------------------------------------
 
-    def answer(self, failed: bool) -> str | None:  # noqa: FBT001 - positional, for speed
+    def answer(self, failed: bool, rehearsal: Rehearsal | None = None) -> str | None:  # noqa: FBT001 - as in Session
         """Write to the store what it lacks; return the header's value that replaces or deletes the client's token."""
         if self._turn != self._context.turn and self.state != UNSEEN:
             self._judge()
@@ -313,18 +314,19 @@ class StoredSession(LimitedSession):
             self._check_unchanged(failed=failed)
             return None
         record, handler = self._record, self.handler
+        made = None if rehearsal is None else rehearsal.made(self)
         if record is None:
-            self._create()
+            self._create(made)
             self._answered = self._header_value()
         elif self._changes == DATA and not failed and self._is_plain(record):
             # What nearly every write is: a few keys and nothing else.
             if self._written:
-                changes = self._made(record) or Changes(*self._edits(record.handle))
+                changes = self._written_together(record) or made or Changes(*self._edits(record.handle))
                 self._apply(changes)
                 self._note_fields(changes)
                 self._written.clear()
         else:
-            self._update(failed=failed)
+            self._update(made, failed=failed)
             if failed:
                 self._drop_edits()
         if handler.versioned and self._version > self._seen_version and self._is_held_by_the_client():
@@ -333,28 +335,34 @@ class StoredSession(LimitedSession):
             self._seen_version = self._version
         return self._answered
 
-    def _check_writable(self) -> None:
+    def _worked_out(self) -> Record | Changes | None:
         if self._outdated:
             self._check_unchanged(failed=False)
-            return
-        record, largest = self._record, self._store.largest
-        if record is None:
-            check_size(self._new_record().fields, largest)
-            return
+            return None
+        largest = self._store.largest
+        if self._record is None:
+            begun = self._new_record()
+            check_size(begun.fields, largest)
+            return begun
         changes = self._pending()
-        if changes is not None and len(record.fields) + _most_bytes(changes) > largest:
+        if changes is not None and len(self._record.fields) + _most_bytes(changes) > largest:
             changed_fields(self._known().fields, changes, self.handler.now(), largest)
+        return changes
 
-    def plain_write(self, batch: Batch) -> Write | None:
+    def plain_write(self, batch: Batch, rehearsal: Rehearsal) -> Write | None:
         """Return what ``answer`` will apply, where that is neither a new id nor a new label: these are made alone."""
-        if self._batch is not batch or self.state != LIVE or self._outdated or self._turn != self._context.turn:
+        record = self._record
+        if self._batch is not batch or record is None or self.state != LIVE or self._outdated:
             return None
-        record, changes = self._record, self._pending()
-        if record is None or changes is None or changes.proof is not None or changes.labels:
+        if self._turn != self._context.turn or self._new_proof() is not None:
             return None
-        return record.handle, record.proof, changes
+        changes: Changes | None = rehearsal.made(self)
+        if changes is None:
+            changes = self._pending()
+            rehearsal.keep(self, changes)
+        return None if changes is None or changes.labels else (record.handle, record.proof, changes)
 
-    def _made(self, record: Record) -> Changes | None:
+    def _written_together(self, record: Record) -> Changes | None:
         """Return what the batch has written for us. It is not worked out again: a nonce or a flash would be another."""
         return None if self._batch is None else self._batch.made(record.handle)
 
@@ -387,15 +395,16 @@ class StoredSession(LimitedSession):
         if self._record is not None:
             self._update(failed=False, late=True)
 
-    def _create(self) -> None:
+    def _create(self, made: Record | None = None) -> None:
         """Insert the record; a handle that exists already is another session's, so a new one is drawn."""
         for attempt in range(1, MOST_HANDLES + 1):
-            record = self._new_record()
+            record = made or self._new_record()
             try:
                 self._insert(record)
             except Conflict:
                 if attempt == MOST_HANDLES:
                     raise
+                made = None
                 handle, session_id = self._new_names(self._who().parent)
                 self._identity = self._who()._replace(handle=handle, id=session_id)
                 self._context.turn += 1  # Children that began under the old handle are not this session's.
@@ -415,12 +424,12 @@ class StoredSession(LimitedSession):
             raise
         self._version = 1
 
-    def _update(self, *, failed: bool, late: bool = False) -> None:
+    def _update(self, made: Changes | None = None, *, failed: bool, late: bool = False) -> None:
         """Apply what this request changed."""
         record = self._record
         if record is None:
             return
-        changes = self._renewal_only() if failed else self._made(record) or self._pending(late=late)
+        changes = self._renewal_only() if failed else self._written_together(record) or made or self._pending(late=late)
         if changes is None and self._changes & KEY and not failed and self._answered is None:
             changes = Changes(seen=self.handler.now())  # Only a token that is still the newest is signed again.
         if changes is not None:

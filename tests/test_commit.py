@@ -599,6 +599,6 @@ def test_a_commit_by_hand_of_a_deep_line_rehearses_each_session_once(monkeypatch
     request = environ()
     for handler in line:
         handler.session(request)["n"] = 1
-    monkeypatch.setattr(Session, "rehearse", lambda session: rehearsed.append(session.handler.name))
+    monkeypatch.setattr(Session, "rehearse", lambda session, _: rehearsed.append(session.handler.name))
     assert len(line[-1].session(request).commit()) == 3
     assert rehearsed == ["a", "b", "c"]  # and not the first of them once for each below
