@@ -5,17 +5,15 @@ from typing import Any, Final, NoReturn, Self, SupportsIndex
 
 from ..clock import Duration, milliseconds
 from ..errors import KeyNotFound
-from ..serializer import IMMUTABLE, JsonSerializer
+from ..serializer import IMMUTABLE
 from .context import DATA, LIVE
 from .life import Life
-from .token import Extras
+from .token import JSON, Extras
 
 __all__ = ["MISSING", "SessionMapping", "check_key"]
 
 MISSING: Final[Any] = object()
 """What stands for no argument where None is one."""
-
-_JSON: Final = JsonSerializer()
 
 
 class SessionMapping(Life, MutableMapping[str, Any]):
@@ -229,4 +227,4 @@ def check_key(key: object) -> None:
     """Raise TypeError for what cannot be a key."""
     if type(key) is not str:
         raise TypeError(f"The keys of a session are str, not {type(key).__name__}.")
-    _JSON.admit(key)
+    JSON.admit(key)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import ConfigError, SessionGone, UsageError
-from ..serializer import JsonSerializer
 from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, MERGED, RENEWED, REVOKED, UNTOLD
 from .events import emit
 from .ids import generated_id, handle_text
@@ -24,7 +23,7 @@ from .looking import away
 from .mapping import MISSING, SessionMapping
 from .metadata import Metadata
 from .rehearsal import Rehearsal
-from .token import HANDLE, Identity
+from .token import HANDLE, JSON, Identity
 
 if TYPE_CHECKING:
     from ..stores.protocol import Write
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from .transport import Header
 
 __all__ = ["Session"]
-
-_JSON: Final = JsonSerializer()
 
 LONGEST_SUBJECT: Final = 1024
 """How many bytes of UTF-8 a subject may have: every store keeps an index of them."""
@@ -153,7 +150,7 @@ class Session(SessionMapping):
             return
         if type(subject) is not str or not subject:
             raise UsageError("bind() takes the subject as a non-empty str, or None.")
-        _JSON.admit(subject)
+        JSON.admit(subject)
         if len(subject.encode()) > LONGEST_SUBJECT:
             raise UsageError(f"A subject has at most {LONGEST_SUBJECT} bytes: bind a user's id, and keep more as data.")
         self._writable()
@@ -250,7 +247,7 @@ class Session(SessionMapping):
         """Keep a message until ``flashes()`` takes it, in this request or a later one."""
         if type(category) is not str:
             raise TypeError(f"The category of a flash message must be a str, not {type(category).__name__}.")
-        _JSON.admit(message)
+        JSON.admit(message)
         self._writable()
         self._more().flashes.append((category, message))
         self._change(DATA)

@@ -26,6 +26,7 @@ from .ids import HANDLE_BYTES
 
 __all__ = [
     "HANDLE",
+    "JSON",
     "SEPARATE",
     "Carried",
     "CarriedTokens",
@@ -50,7 +51,8 @@ _CHILD: Final = 0x02
 HANDLE: Final = slice(_LIVES.size, _LIVES.size + HANDLE_BYTES)
 """Where the session's own handle stands."""
 
-_JSON: Final = JsonSerializer()
+JSON: Final = JsonSerializer()
+"""Writes the extras, whatever the handler's serializer, and says what keys, subjects and flash messages may be."""
 
 _BRACE: Final = ord("{")
 """The first byte of values that no extras precede."""
@@ -125,7 +127,7 @@ class Extras:
     def read(cls, raw: bytes) -> "Extras":
         """Return what ``write`` wrote."""
         extras = cls()
-        fields: Any = _JSON.loads(raw)
+        fields: Any = JSON.loads(raw)
         extras.deadlines = fields.get("e", {})
         extras.subject = fields.get("s")
         extras.authenticated = fields.get("a", 0)
@@ -139,7 +141,7 @@ class Extras:
         """Return JSON of what there is, or nothing."""
         fields = {"e": self.deadlines, "s": self.subject, "a": self.authenticated, "f": [*map(list, self.flashes)]}
         present = {name: value for name, value in fields.items() if value}
-        return _JSON.dumps(present) if present else b""
+        return JSON.dumps(present) if present else b""
 
 
 class Carried(NamedTuple):
