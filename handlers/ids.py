@@ -5,7 +5,7 @@ An id is 32 bytes of the operating system's randomness, a handle 20, both unpool
 """
 
 import base64
-import binascii
+import re
 import secrets
 import uuid
 from collections.abc import Callable
@@ -43,6 +43,10 @@ ID_BYTES: Final = 32
 HANDLE_BYTES: Final = 20
 LONGEST_ID: Final = 255
 
+_looks_like_a_handle: Final = re.compile("[a-z2-7]{32}").fullmatch
+_DIGITS: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz234567", "0123456789abcdefghijklmnopqrstuv")
+"""From base32 (RFC 4648) to the digits that ``int`` knows."""
+
 
 def new_id() -> str:
     """Return 32 random bytes as 43 characters of base64url: the default id generator."""
@@ -75,13 +79,10 @@ def handle_text(handle: bytes) -> str:
 
 def handle_bytes(text: str) -> bytes:
     """Return the 20 bytes of a handle as it is shown; raise NoSession if no handle looks like that."""
-    try:
-        raw = base64.b32decode(text.upper())
-    except (ValueError, AttributeError, binascii.Error):
-        raw = b""
-    if len(raw) != HANDLE_BYTES or handle_text(raw) != text:
+    if not isinstance(text, str) or not _looks_like_a_handle(text):
         raise NoSession("A handle has 32 characters of lower-case base32: take it from session.handle.")
-    return raw
+    # 32 digits of five bits are the 160 bits exactly, so no two texts are one handle; several times faster than base64.
+    return int(text.translate(_DIGITS), 32).to_bytes(HANDLE_BYTES, "big")
 
 
 def named_handle(*parts: bytes) -> bytes:

@@ -140,7 +140,8 @@ class StoredSession(LimitedSession):
         """Be the session of a live record."""
         labels, parent = record.labels, self._parent
         if parent is not None:
-            self._check_parent(parent, handle_bytes(record.label.get(PARENT, "")), handle_bytes(record.handle), now)
+            handle = handle_bytes(record.handle) if self._claim is None else self._claim.raw_handle
+            self._check_parent(parent, handle_bytes(record.label.get(PARENT, "")), handle, now)
         try:
             data = self.handler.contents.read(record, now)
         except Exception as error:  # A serializer of the user's may raise anything.

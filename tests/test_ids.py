@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from support import SECRET, SOAK, Site, clocked, environ, plain_app, run
 
 import sessiontree
-from sessiontree import Handler, NoID, with_id_generator
+from sessiontree import Handler, NoID, NoSession, with_id_generator
 from sessiontree.handlers import ids
-from sessiontree.handlers.ids import generated_id, handle_text, new_handle, new_id, uuid4, uuid7
+from sessiontree.handlers.ids import generated_id, handle_bytes, handle_text, new_handle, new_id, uuid4, uuid7
 
 PACKAGE = Path(sessiontree.__file__).parent
 MODULES = [
@@ -185,6 +185,34 @@ def test_a_handle_is_shown_as_32_characters_of_lower_case_base32(raw):
     text = handle_text(raw)
     assert re.fullmatch(r"[a-z2-7]{32}", text, re.ASCII)
     assert base64.b32decode(text.upper()) == raw
+    assert handle_bytes(text) == raw
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a" * 31,
+        "a" * 33,
+        "A" * 32,
+        "a" * 31 + "1",
+        "a" * 31 + "=",
+        "a" * 31 + chr(0x661),
+        "a" * 31 + chr(0x212A),
+        " " * 32,
+        "a" * 32 + "\n",
+        "0x" + "a" * 30,
+        "a_" * 16,
+        "+" + "a" * 31,
+        b"a" * 32,
+        None,
+        7,
+    ],
+    ids=repr,
+)
+def test_what_no_handle_looks_like_is_refused(text):
+    with pytest.raises(NoSession, match="32 characters"):
+        handle_bytes(text)
 
 
 def test_uuid4_is_one():
