@@ -343,7 +343,7 @@ class Looking:
         if self.handler.config.outage != "anonymous" or not isinstance(outage, StoreUnavailable):
             raise outage
         self.state = AWAY
-        self._data = {}
+        self._data, self._extras = {}, None
 
     def _become(self, state: int) -> None:
         raise NotImplementedError

@@ -2160,13 +2160,21 @@ def test_an_anonymous_outage_is_empty_and_read_only(store):
     user = visitor.spawn("user")
     carried = visitor.spawn("carried", with_store(None))
     s = Site(visitor, user, carried)
-    s.visit(lambda *all_: [session.update(n=1) for session in all_])
+
+    def begin(*sessions):
+        for session in sessions:
+            session.update(n=1)
+            session.bind("ann")
+            session.flash("hello")
+
+    s.visit(begin)
     cookie = s.browser.jar.header()
     store.down()
 
     def act(*sessions):
         for session in sessions:
             assert (dict(session), session.id, session.subject, session.flashes()) == ({}, None, None, [])
+            assert not session.fresh_within(60), "Nobody knows whether who logged in still is."
             for write in (
                 lambda session=session: session.update(a=1),
                 lambda session=session: session.incr("n"),
