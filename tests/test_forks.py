@@ -437,6 +437,43 @@ def test_a_child_forked_within_a_call_of_a_cache_begins_another_database(tmp_pat
     )
 
 
+def test_a_fork_that_has_the_lock_of_logging_waits_for_no_cache_that_wants_it(tmp_path):
+    """Modules that are imported later than ours prepare for a fork before us, and logging takes its lock."""
+    run(
+        """
+        import logging
+        forks.PATIENCE = 3600.0
+        cache, begun = DiskCache(folder + "/cache"), threading.Event()
+        def fail(rows, place):
+            begun.set()
+            while not forks.SHUT:
+                threading.Event().wait(0.001)
+            raise ValueError
+        class Watching(logging.Handler):
+            def emit(self, record):
+                inside.append(cache._current._gate.inside.copy())
+        inside = []
+        logging.getLogger("sessiontree.caches").addHandler(Watching())
+        def work():
+            try:
+                cache._current.do(fail)
+            except Exception as error:
+                failed.append(type(error).__name__)
+        failed = []
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait()
+        child = Child(lambda: forks._inherited)
+        assert child.answer() == "set()"
+        child.end()
+        thread.join()
+        assert failed == ["FailedError"] and inside == [[], []], (failed, inside)
+        print("well")
+        """,
+        tmp_path,
+    )
+
+
 # -- what is only in memory -------------------------------------------------------------------
 
 

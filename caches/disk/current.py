@@ -70,6 +70,8 @@ class Current:
             return self._done(began, work, arguments, forgets=forgets)
         finally:
             inside.remove(me)
+            if self._databases.unsaid:
+                self._databases.say()
 
     def _done(self, began: float | None, work: Callable[..., _T], arguments: tuple[Any, ...], *, forgets: bool) -> _T:
         rows = self.rows

@@ -80,6 +80,8 @@ class Databases:
         self._waited = stopwatch(SystemClock())
         self._known = ("", Place(""))
         self._logged: set[str] = set()
+        self.unsaid: list[tuple[str, tuple[object, ...]]] = []
+        """What is yet to be logged."""
         self._clock = clock
         self._has_keys = keys is not None
         self.seals = self._seals(self._ring(keys))
@@ -133,12 +135,20 @@ class Databases:
         self.forget(name, keeps=True)
 
     def log(self, message: str, *details: object) -> None:
-        """Log what went wrong, each kind of it once."""
+        """Have ``say`` log what went wrong, each kind of it once."""
         if message not in self._logged:
             self._logged.add(message)
-            import logging  # noqa: PLC0415 - it takes longer to import than a cache, and is rarely needed
+            self.unsaid.append((message, (self.folder, *details)))
 
-            logging.getLogger("sessiontree.caches").warning(message, self.folder, *details)
+    def say(self) -> None:
+        """Log what there is to say; for outside the gate, since a fork that waits for that may have logging's lock."""
+        import logging  # noqa: PLC0415 - it takes longer to import than a cache, and is rarely needed
+
+        logger = logging.getLogger("sessiontree.caches")
+        with suppress(IndexError):  # another thread has said the last of it
+            while self.unsaid:
+                message, details = self.unsaid.pop(0)
+                logger.warning(message, *details)
 
     def adopted(self, name: str) -> Rows | None:
         """Open a database that another process began, or an earlier one; None if it is not to be used.

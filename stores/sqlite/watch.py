@@ -232,15 +232,15 @@ class Feed(Held, Announcing):
 
     def begin_process(self) -> None:
         """Start a thread in a forked process, for those who listened in the parent."""
-        with self._lock:
-            if self._pid == getpid():
-                return
-            self._pid, self._thread, self._place = getpid(), None, None
-            if self._listeners:
-                try:
+        try:
+            with self._lock:
+                if self._pid == getpid():
+                    return
+                self._pid, self._thread, self._place = getpid(), None, None
+                if self._listeners:
                     self._start()
-                except RuntimeError as error:  # the process may have no more threads; its verbs need none
-                    logger().warning("Nobody watches %r: %s", self._path, error)
+        except RuntimeError as error:  # the process may have no more threads; its verbs need none
+            logger().warning("Nobody watches %r: %s", self._path, error)  # without the lock: a fork may have logging's
 
     # -- the thread ------------------------------------------------------------------------
 
