@@ -1,9 +1,9 @@
 """A store in this process's memory: for tests, for one process, and the model of what a store does.
 
-Reading takes no lock, but for who has one of several labels. Writing takes one, for the length of one record's change,
-and sweeping takes it for a few hundred records at a time: expired records lie in buckets by the minute, so nothing ever
-goes through all of them. Records lie in shards by the first characters of their handle, so that growing is never one
-long step either.
+Reading takes no lock, except to count several values of a label. Writing takes one, for the length of one record's
+change, and sweeping takes it for a few hundred records at a time: expired records lie in buckets by the minute, so
+nothing ever goes through all of them. Records lie in shards by the first characters of their handle, so that growing is
+never one long step either.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -252,7 +252,7 @@ class MemoryStore(Held, Announcing):
         return list(self._labelled.get((label, value), {}).items())
 
     def _all_of(self, label: str, values: Collection[str]) -> set[str]:
-        """Return who has the label with any of these values, also who gets another of them meanwhile."""
+        """Return who has the label with any of these values, also those that go from one value to another meanwhile."""
         with self._lock if len(values) > 1 else nullcontext():
             return {handle for value in values for handle, _ in self._handles_of(label, value)}
 
