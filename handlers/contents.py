@@ -5,6 +5,7 @@ none is reserved.
 """
 
 from binascii import a2b_base64, b2a_base64
+from functools import lru_cache, partial
 from operator import itemgetter
 from secrets import token_hex
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,7 +16,13 @@ from ..records import Content, Json, Record, drop_expired, split, unpacked
 from ..serializer import CustomFields, JsonSerializer
 from .codec import FieldSealer
 
-__all__ = ["Contents", "Loaded", "OpaqueContents", "PlainContents", "field_of", "flash_field"]
+__all__ = ["CachedContents", "Contents", "Loaded", "OpaqueContents", "PlainContents", "field_of", "flash_field"]
+
+MOST_REMEMBERED: Final = 1024
+"""How many records' values are kept, which takes about as many kilobytes."""
+
+LONGEST_REMEMBERED: Final = 4096
+"""How many bytes of fields a record may have whose values are kept."""
 
 _NUL: Final = "\0"
 _FLASH: Final = "\0f"
@@ -83,6 +90,26 @@ class PlainContents:
         return Json(self._serializer.dumps(value))
 
 
+class CachedContents(PlainContents):
+    """The same of records that come through a cache, and so again and again: their values are read once.
+
+    Of records that are small, and none of whose values can change in place; every request copies these.
+    """
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, serializer: JsonSerializer) -> None:
+        """Use this serializer."""
+        super().__init__(serializer)
+        self._shared = lru_cache(MOST_REMEMBERED)(partial(_shared_values, serializer))
+
+    def read(self, record: Record, now: int) -> dict[str, Any] | Loaded:
+        """Return the live fields."""
+        fields = record.fields
+        values = self._shared(fields) if len(fields) <= LONGEST_REMEMBERED else None
+        return super().read(record, now) if values is None else values.copy()
+
+
 class OpaqueContents:
     """Contents that nobody but us can read: of a serializer of the user's, or sealed.
 
@@ -118,6 +145,12 @@ class OpaqueContents:
             raise ValueError("The field was written by a handler of other settings.")
         raw = a2b_base64(value[self._tag])
         return self._serializer.loads(raw if self._sealer is None else self._sealer.open(raw, handle, field))
+
+
+def _shared_values(serializer: JsonSerializer, fields: bytes) -> dict[str, Any] | None:
+    """Return the values that every request may copy; None if some could change in place, expire, or are no keys."""
+    raw, times = split(fields)
+    return None if times or _MARK in raw else serializer.shared(raw)
 
 
 def field_of(key: str) -> str:

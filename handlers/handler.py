@@ -15,7 +15,7 @@ from .carried import CarriedSession
 from .claim import ClaimTokens
 from .codec import FieldSealer, token_codec
 from .config import DEFAULT_ABSOLUTE, Config
-from .contents import Contents, OpaqueContents, PlainContents
+from .contents import CachedContents, Contents, OpaqueContents, PlainContents
 from .environ import REGISTRY, Environ, environ_of
 from .events import asked, emit
 from .info import SessionInfo
@@ -389,7 +389,7 @@ def _codec(config: Config, path: str, serializer: Any) -> Any:
 def _contents(config: Config, path: str, serializer: Any) -> Contents:
     """Return what reads and writes the fields in a store."""
     if type(serializer) is JsonSerializer and not config.encrypted:
-        return PlainContents(serializer)
+        return PlainContents(serializer) if config.cache is None else CachedContents(serializer)
     return OpaqueContents(serializer, FieldSealer(config.keys, path, config.clock) if config.encrypted else None)
 
 

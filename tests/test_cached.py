@@ -25,6 +25,7 @@ from sessiontree import (
 from sessiontree.breaker import SLOW
 from sessiontree.caches.local import LocalCache
 from sessiontree.handlers.breaker import MOST_FAILURES, breaker_of
+from sessiontree.serializer import JsonSerializer
 from sessiontree.stores import PerKey
 from sessiontree.stores.memory import MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
@@ -302,6 +303,39 @@ def test_what_one_request_changes_in_a_value_another_never_sees(store):
     s.visit(lambda session: session["list"].append(2))
     s.status = "200 OK"
     assert s.visit(lambda session: session["list"]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "read_each_time"),
+    [
+        ({"user": 7, "name": "zoe", "admin": None}, 0),
+        ({"list": [1]}, 1),
+        ({"text": "a" * 4096}, 1),
+        ({f"k{number}": number for number in range(33)}, 1),
+        ({"\0odd": 1}, 1),
+    ],
+    ids=["plain", "may change in place", "large", "many", "no names of keys"],
+)
+def test_values_that_cannot_change_in_place_are_read_once_for_all_hits(store, monkeypatch, values, read_each_time):
+    s = Site(node_on(store))
+    s.visit(lambda session: session.update(values))
+    s.visit(dict)
+    read, unpack = [], JsonSerializer.unpack
+    monkeypatch.setattr(JsonSerializer, "unpack", lambda *given: read.append(1) or unpack(*given))
+    assert [s.visit(dict) for _ in range(3)] == [values] * 3
+    assert len(read) == 3 * read_each_time
+
+
+def test_what_one_request_does_to_the_keys_of_a_cached_session_another_never_sees(store):
+    s = Site(node_on(store))
+    s.visit(lambda session: session.update(a=1, b=2))
+    s.visit(dict)
+    s.status = "500 Oops"
+    for act in (dict.clear, lambda data: data.pop("a"), lambda data: data.update(a=3, c=4)):
+        s.visit(lambda session, act=act: act(session._look()))
+        s.visit(lambda session: (session.update(a=5, d=6), session.delete("b")))
+    s.status = "200 OK"
+    assert s.visit(dict) == {"a": 1, "b": 2}
 
 
 # -- time --------------------------------------------------------------------------------------------------
