@@ -5,8 +5,9 @@ the id
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..errors import BadCookie
 from ..keys import KeyRing
@@ -20,7 +21,8 @@ _FORM: Final = 0x20
 _FORM_BYTE: Final = bytes((_FORM,))
 
 
-class Claim(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Claim:
     """A verified token, parsed; the deadline is milliseconds since the epoch."""
 
     absolute: int

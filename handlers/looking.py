@@ -250,22 +250,22 @@ class Looking:
     def _take(self, carried: Carried) -> None:
         """Take a verified token's session over if it is live; raise the RejectedError that fits if it is not."""
         handler = self.handler
-        content, form, created, ends, handle, under, self._rest, values = carried
-        now, parent = handler.now(), self._parent
-        if not created - SKEW_MS <= now < ends:
+        now, ends, parent = handler.now(), carried.ends, self._parent
+        if not carried.created - SKEW_MS <= now < ends:
             self._refuse_time(carried, now)
-        if values is not None:
-            self._data, self._plain = values.copy(), True
+        if carried.values is not None:
+            self._data, self._plain = carried.values.copy(), True
         else:
             self._read_data(carried)
         if parent is None:
             self._ready = self._extras is None or not self._extras.deadlines
-        elif not (parent.state == LIVE and now < parent._ends and parent._lineage() == under):
-            self._check_parent(parent, under, handle, now)
+        elif not (parent.state == LIVE and now < parent._ends and parent._lineage() == carried.under):
+            self._check_parent(parent, carried.under, carried.handle, now)
         self._ends = ends
-        self._origin = content
+        self._origin = carried.content
+        self._rest = carried.rest
         self.state = LIVE
-        if form & SEPARATE or handler.idles:
+        if carried.form & SEPARATE or handler.idles:
             self._follow_the_settings()
 
     def _read_data(self, carried: Carried) -> None:

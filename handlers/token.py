@@ -14,6 +14,7 @@ Values that could change in place are read anew, for they are each request's own
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -144,7 +145,8 @@ class Extras:
         return JSON.dumps(present) if present else b""
 
 
-class Carried(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Carried:
     """What a verified token says; the times are milliseconds since the epoch."""
 
     content: bytes
