@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any, NamedTuple
+from weakref import ref
 
 import orjson
 import pytest
@@ -331,6 +332,15 @@ def test_the_optional_verbs_are_those_of_the_primary_and_reload(world):
     assert layer.load(record.handle).version == 2
     layer.confirm()
     assert able.asked == ["apply_many", "confirm"]
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, Able])
+def test_a_layer_that_nobody_holds_is_gone_at_once_and_its_connections_with_it(world, kind):
+    layer = LayeredStore(kind(clock=world.clock), MemoryStore(clock=world.clock))
+    assert fits(layer, Pipelining) == (kind is Able)
+    gone = ref(layer)
+    del layer
+    assert gone() is None
 
 
 def test_what_is_read_anew_is_read_anew_by_the_primary_too(world):

@@ -24,8 +24,7 @@ Only whole records are kept. Labels are looked up in the primary.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import TypeAlias
+from typing import Any
 
 from ...caches.protocol import MAX_STALENESS
 from ...clock import Clock, Duration, milliseconds
@@ -37,8 +36,6 @@ from ..protocol import PAGE, Confirming, Pipelining, Reloading, Store, Write, fi
 from .front import Front
 
 __all__ = ["LayeredStore"]
-
-_Together: TypeAlias = Callable[[Sequence[Write]], list[Version | Exception]]
 
 
 class LayeredStore(Announcing):
@@ -80,10 +77,14 @@ class LayeredStore(Announcing):
         self.front = front
         self._front = Front(front, staleness, name, keys)
         self._reload = primary.reload if fits(primary, Reloading) else primary.load
-        if fits(primary, Pipelining):
-            self.apply_many = partial(self._apply_many, primary.apply_many)
         if fits(primary, Confirming):
             self.confirm = primary.confirm
+
+    def __getattr__(self, name: str) -> Any:
+        """Have ``apply_many`` if the primary has it. Kept in an attribute it would hold us, and with us connections."""
+        if name == "apply_many" and fits(self.__dict__.get("primary"), Pipelining):
+            return self._apply_many
+        raise AttributeError(f"A {type(self).__name__} over this primary has no {name}.", name=name, obj=self)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -142,10 +143,10 @@ class LayeredStore(Announcing):
         finally:
             self._drop(handle)
 
-    def _apply_many(self, together: _Together, writes: Sequence[Write]) -> list[Version | Exception]:
+    def _apply_many(self, writes: Sequence[Write]) -> list[Version | Exception]:
         """Do what as many calls of ``apply`` do, in one trip to the primary."""
         try:
-            return together(writes)
+            return self.primary.apply_many(writes)  # type: ignore[attr-defined, no-any-return]
         finally:
             handles = [handle for handle, _, _ in writes]
             self._front.drop_all(handles)
