@@ -5,7 +5,8 @@
       RenewableSession                                    ids of before a renewal are known
         RevocableSession, also a CarriedSession             ended for good by a list in a store
         TrackedSession -> WritingSession -> LimitedSession  a store keeps it: what changed; how it is written; how many
-          -> StoredSession                                  the load and the commit
+          -> AnsweringSession -> EndingSession              what a response writes of it; what ends, and when
+          -> StoredSession                                  how it is found
                ServerOnlySession                              no client holds it
 
 Each of these classes is told in a file of its name.

@@ -31,7 +31,7 @@ LONGEST_WAIT_MS: Final = 8
 class WritingSession(TrackedSession):
     """A session whose ``incr`` and ``update_key`` are atomic, and whose store has the last word."""
 
-    __slots__ = ("_lost",)
+    __slots__ = ("_batch", "_lost")
 
     _batch: "Batch | None"
     """Through which it reads and writes together with other sessions of the request; None if it does so alone."""
