@@ -13,12 +13,12 @@ from ..errors import Conflict, HeadersSent, SessionGone, StoreError
 from ..records import Changes, Record, changed_fields, check_size
 from ..stores.protocol import Write
 from .claim import Claim
+from .commit import Rehearsal
 from .context import BEGUN, DATA, IDENTITY, KEY, LIVE, RENEWED, TOUCHED, UNSEEN
 from .events import asked, emit
 from .ids import handle_text
 from .limited import LimitedSession
 from .loading import Batch
-from .rehearsal import Rehearsal
 
 __all__ = ["AnsweringSession"]
 

@@ -18,10 +18,10 @@ A token that did not verify is never forgotten: a node with another key ring wou
 from typing import TypeAlias
 
 from ..errors import CookieTooLarge
+from .commit import Rehearsal
 from .context import BEGUN, DATA, IDENTITY, LIVE, RENEWED, UNSEEN
 from .cookie import LARGEST_SET_COOKIE
 from .events import emit
-from .rehearsal import Rehearsal
 from .session import Session
 from .token import SEPARATE, Identity, write_rest
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakMethod
 
 from ..errors import UsageError
+from .commit import committed
 from .context import Context
 from .environ import Environ
 from .info import SessionInfo, children_in
 from .loading import Batch
-from .rehearsal import Rehearsal
 from .response import merged
 from .server_only import ServerOnlySession
 from .session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from ..stores.protocol import Store, Write
+    from ..stores.protocol import Store
     from .handler import Handler
     from .transport import Header
 
@@ -128,10 +128,11 @@ class Registry:
 
     def commit(self) -> "list[Header]":
         """Return the response headers that make every change of this request last; calling it again repeats them."""
-        answers = self._answers(failed=False)
+        context = self._context
+        answers = [] if context is None else committed(self._sessions.values(), context, failed=False)
         self.done = True
-        if self._context is not None:
-            self._context.done = True
+        if context is not None:
+            context.done = True
         return answers
 
     def headers(self, environ: Environ, status: str, headers: "list[Header]") -> "list[Header]":
@@ -148,7 +149,7 @@ class Registry:
         if not context.changed:
             answers = []
         elif len(self._sessions) != 1 or context.replacing or context.merging or context.batches:
-            answers = self._answers(failed=status.startswith("5"))
+            answers = committed(self._sessions.values(), context, failed=status.startswith("5"))
         else:  # Nearly every request that writes: its commit has to do with no other.
             [session] = self._sessions.values()
             answer = session.answer(status.startswith("5"))
@@ -161,8 +162,11 @@ class Registry:
 
         After a commit they repeat what lasts of it. Of a commit that failed they save renewals, and end what began.
         """
+        context = self._context
+        if context is None:
+            return []
         if self.done:
-            return self._answers(failed=True)
+            return committed(self._sessions.values(), context, failed=True)
         for session in self._sessions.values():
             session.abandon()
         salvaged = ((session, session.salvage()) for session in self._sessions.values())
@@ -230,71 +234,6 @@ class Registry:
             parent = None if handler.parent is None else self._sessions.get(handler.parent.name)
             if parent is not None and parent.has_ended:
                 self.session(handler, environ).is_live()
-
-    def _answers(self, *, failed: bool) -> "list[Header]":
-        """Return a header for every token that the client must replace or forget, parents first."""
-        context = self._context
-        if context is None:
-            return []
-        answers: list[Header] = []
-        rehearsal = None if failed else self._rehearsed(context)
-        if context.replacing:
-            for session in self._sessions.values():
-                session.end_replaced(failed)
-        batches = context.batches or {}
-        if rehearsal is not None:
-            self._write_together(batches, rehearsal)
-        try:
-            for session in self._sessions.values():
-                answer = session.answer(failed, rehearsal)
-                if answer is not None:
-                    answers.append((session.handler.transport.response_header, answer))
-        finally:
-            for batch in batches.values():
-                batch.forget_written()
-        if context.merging:
-            self._settle_merged(failed=failed)
-        return answers
-
-    def _settle_merged(self, *, failed: bool) -> None:
-        """End what was merged into other sessions, or let it be where these were not written."""
-        for session in self._sessions.values():
-            if failed:
-                session.forget_merged()
-            else:
-                session.end_merged()
-
-    def _rehearsed(self, context: Context) -> Rehearsal | None:
-        """Raise what a session cannot write, such as a value that is no data, before any other has written anything.
-
-        Where all are carried by the client nothing is written before all have their tokens.
-        """
-        writers = [session for session in self._sessions.values() if session.may_write]
-        write = len(writers) > 1 and any(session.handler.store is not None for session in writers)
-        is_due = write or context.replacing or context.merging
-        if not is_due and not context.batches:
-            return None
-        rehearsal = Rehearsal(context)
-        if is_due:
-            for session in writers:
-                session.rehearse(rehearsal)
-        return rehearsal
-
-    def _write_together(self, batches: dict[int, Batch], rehearsal: Rehearsal) -> None:
-        """Write what sessions of one store have to write in one trip, up to the first that has more to write than data.
-
-        If one of these is refused, those behind it are made nevertheless: they are under way already.
-        """
-        for batch in batches.values():
-            batch.write(self._plain_writes(batch, rehearsal))
-
-    def _plain_writes(self, batch: Batch, rehearsal: Rehearsal) -> "Iterator[Write]":
-        for session in self._sessions.values():
-            write = session.plain_write(batch, rehearsal)
-            if write is not None:
-                yield write
-            elif session.has_more_to_say:
-                return
 
 
 def clash_between(handler: "Handler", other: "Handler") -> str | None:

@@ -13,12 +13,12 @@ from ..errors import BadSession, Conflict, ParentInvalid, SessionGone, StoreErro
 from ..records import PROOF_BYTES, Record
 from .caching import Wanted
 from .carried import CarriedSession, Sealed
+from .commit import Rehearsal
 from .context import BEGUN, EXPIRED, LIVE, MERGED, RENEWED, UNSEEN
 from .events import asked, emit
 from .ids import REVOKED_SESSION, handle_text, named_handle, proof_of, revoked_mark
 from .loading import Batch
 from .outdated import CURRENT, OVERLAP_MS, RENEWED_AWAY, RenewableSession
-from .rehearsal import Rehearsal
 from .token import Carried, Identity
 
 __all__ = ["RevocableSession", "marks_of"]

@@ -20,13 +20,13 @@ from ..errors import (
 )
 from ..records import Changes, Record
 from .caching import Wanted, fetched_one
+from .commit import Rehearsal
 from .context import ABSENT, AWAY, BEGUN, DATA, IDENTITY, LIVE, ORPHANED, TOUCHED, Context
 from .events import asked
 from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
 from .info import handle_above, lineage_of
 from .life import Life
 from .loading import Batch
-from .rehearsal import Rehearsal
 from .session import Session
 from .stored import StoredSession
 

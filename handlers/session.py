@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import FOREVER, SKEW_MS, Duration, milliseconds
 from ..errors import ConfigError, SessionGone, UsageError
+from .commit import Rehearsal
 from .context import AWAY, BEGUN, DATA, IDENTITY, LIVE, MERGED, RENEWED, REVOKED, UNTOLD
 from .events import emit
 from .ids import generated_id, handle_text
@@ -23,7 +24,6 @@ from .info import SessionInfo, moment, moment_of_end
 from .looking import away
 from .mapping import MISSING, SessionMapping
 from .metadata import Metadata
-from .rehearsal import Rehearsal
 from .token import HANDLE, JSON, Identity
 
 if TYPE_CHECKING:
