@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..stores.protocol import Store
     from .handler import Handler
 
-__all__ = ["Wanted", "at_hand", "attach", "fetch", "fetched_one", "forget", "loaded_one", "reloaded", "stale"]
+__all__ = ["Wanted", "at_hand", "attach", "fetch", "forget", "loaded_one", "reloaded", "stale"]
 
 
 class Wanted(NamedTuple):
@@ -49,13 +49,6 @@ def fetch(store: "Store", wanted: "Iterable[Wanted]", found: "dict[str, Record |
     for each, lease in missing:
         if lease is not None:
             _fill(each, found[each.handle], lease)
-
-
-def fetched_one(store: "Store", wanted: Wanted) -> "Record | None":
-    """Return one wanted record, or None, as ``fetch`` does."""
-    handler = wanted.handler
-    record = None if handler.cache is None else at_hand(handler, wanted.handle, wanted.version, handler.now())
-    return loaded_one(store, wanted) if record is None else record
 
 
 def loaded_one(store: "Store", wanted: Wanted) -> "Record | None":

@@ -19,14 +19,13 @@ from ..errors import (
     UsageError,
 )
 from ..records import Changes, Record
-from .caching import Wanted, fetched_one
 from .commit import Rehearsal
 from .context import ABSENT, AWAY, BEGUN, DATA, IDENTITY, LIVE, ORPHANED, TOUCHED, Context
 from .events import asked
 from .ids import checked_id, handle_bytes, handle_text, named_handle, new_birth
 from .info import handle_above, lineage_of
-from .life import Life
 from .loading import Batch
+from .outdated import RenewableSession
 from .session import Session
 from .stored import StoredSession
 
@@ -59,11 +58,11 @@ class ServerOnlySession(StoredSession):
 
     def _load(self) -> None:
         try:
-            handle = handle_text(self._derived(self._under()))
-            record = fetched_one(self._store, Wanted(self.handler, handle))
+            handle, now = handle_text(self._derived(self._under())), self.handler.now()
+            record = self._fetch(handle, 0, None, now)
             if record is None or record.path != self.handler.path:
                 raise NoSession("There is no session of this id.")
-            self._adopt(record, self.handler.now())
+            self._adopt(record, now)
         except RejectedError as refusal:
             self._refuse(refusal)
         except StoreError as outage:
@@ -114,7 +113,7 @@ class ServerOnlySession(StoredSession):
 
     def regenerate(self) -> None:
         """Begin a new life of this id in place of the one there may be."""
-        Life.regenerate(self)
+        RenewableSession.regenerate(self)
 
     def renew(self, grace: Duration = 0) -> None:  # noqa: ARG002 - as in Session
         """Raise UsageError: the id is the application's own."""
@@ -158,6 +157,7 @@ class ServerOnlySession(StoredSession):
     def _be_there(self) -> None:
         """Create the session now, so that what follows is atomic among those who begin it at the same time."""
         self.begin()
+        super()._be_there()
         if self.state == LIVE and self._record is None:
             self.end_replaced(failed=False)
             self._create()
@@ -266,13 +266,11 @@ def _count(session: Session) -> None:
     """Count this look as activity where that is due, its ancestors' first; those of a request its response counts."""
     if session.parent is not None:
         _count(session.parent)
-    if isinstance(session, ServerOnlySession):
-        is_apart = session._is_apart
-    else:
-        is_apart = isinstance(session, StoredSession) and not session._is_held_by_the_client()
-    record = session._record if is_apart else None  # type: ignore[attr-defined]
-    if record is not None and session.state == LIVE:
-        _touch(session, record)  # type: ignore[arg-type]
+    if not isinstance(session, StoredSession) or session.state != LIVE or session._outdated:
+        return
+    is_apart = session._is_apart if isinstance(session, ServerOnlySession) else not session._is_held_by_the_client()
+    if is_apart and session._record is not None:
+        _touch(session, session._record)
 
 
 def _touch(session: StoredSession, record: Record) -> None:

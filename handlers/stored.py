@@ -62,7 +62,7 @@ class StoredSession(EndingSession):
             if record is not None and record.version < claim.version:
                 record = reloaded(self._store, record)
         else:
-            record = self._fetch(claim, now)
+            record = self._fetch(claim.handle, claim.version, batch, now)
         if record is None:
             raise self._dead(claim.handle, BadSession("The store no longer has this session: begin a new one."))
         if not compare_digest(record.proof, claim.proof):
@@ -75,21 +75,21 @@ class StoredSession(EndingSession):
             raise BadSession("The session has another id by now.")
         self._adopt(record, now)
 
-    def _fetch(self, claim: Claim, now: int) -> Record | None:
+    def _fetch(self, handle: str, version: int, batch: Batch | None, now: int) -> Record | None:
         """Return the record through what stands in front of the store, or, if that is down, what a cache still has."""
         handler = self.handler
-        if handler.cache is not None and self._batch is None:
-            record = at_hand(handler, claim.handle, claim.version, now)
+        if handler.cache is not None and batch is None:
+            record = at_hand(handler, handle, version, now)
             if record is not None:
                 return record
-        wanted = Wanted(handler, claim.handle, claim.version)
+        wanted = Wanted(handler, handle, version)
         try:
-            return loaded_one(self._store, wanted) if self._batch is None else self._batch.record(wanted)
+            return loaded_one(self._store, wanted) if batch is None else batch.record(wanted)
         except StoreUnavailable as outage:
             record = stale(wanted)
             if record is None:
                 raise
-            emit(self.handler, "outage", claim.handle, type(outage).__name__)
+            emit(handler, "outage", handle, type(outage).__name__)
             self._outdated = STALE
             return record
 

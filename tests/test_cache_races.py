@@ -36,7 +36,7 @@ from sessiontree import Conflict, Handler, with_cache, with_clock, with_store
 from sessiontree.caches.kept import Kept, opened
 from sessiontree.caches.local import Generations, LocalCache
 from sessiontree.caches.tiered import TieredCache
-from sessiontree.handlers.caching import Wanted, fetched_one
+from sessiontree.handlers.caching import Wanted, at_hand, loaded_one
 from sessiontree.stores.memory import PREFIX, MemoryStore
 from sessiontree.stores.sqlite import SqliteStore
 from sessiontree.testing import FakeClock, FaultyStore
@@ -276,7 +276,9 @@ class Reader:
         return lease
 
     def read(self, version: int = 0) -> Served:
-        record = fetched_one(self._bench.store, Wanted(self, HANDLE, version))
+        record = at_hand(self, HANDLE, version, self.now())
+        if record is None:
+            record = loaded_one(self._bench.store, Wanted(self, HANDLE, version))
         return Served(sight_of(record), self._number not in self._bench.leased)
 
 

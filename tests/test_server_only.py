@@ -24,6 +24,7 @@ from sessiontree import (
     fixed_id,
     server_only,
     with_absolute_timeout,
+    with_cache,
     with_clock,
     with_eager,
     with_encryption,
@@ -32,6 +33,7 @@ from sessiontree import (
     with_outage,
     with_store,
 )
+from sessiontree.caches.local import LocalCache
 from sessiontree.testing import FakeClock, FaultyStore
 
 OK = [("Content-Type", "text/plain")]
@@ -365,6 +367,87 @@ def test_an_outage_is_unavailable_and_never_no_session(store):
             jobs.generate_by_id("y")
         with pytest.raises(NoSession):
             jobs.load_by_id("y")
+
+
+# -- behind a cache of its own, while the store is down --------------------------------------------------
+
+
+def outdated(store):
+    """Return options for a cache that may serve what it has for a minute beyond its five seconds."""
+    return with_cache(LocalCache(clock=store.clock)), with_outage("stale", stale_for=60)
+
+
+def refused(*attempts):
+    for attempt in attempts:
+        with pytest.raises(StoreUnavailable):
+            attempt()
+
+
+@pytest.mark.parametrize("ask", ["load_by_id", "generate_by_id"])
+def test_in_an_outage_what_a_cache_has_is_read_and_never_written(store, ask):
+    jobs = jobs_on(store, with_idle_timeout(600), *outdated(store))
+    first = jobs.generate_by_id("x")
+    first["n"] = 1
+    first.flash("done")
+    first.commit()
+    jobs.load_by_id("x")
+    before, told = records(store), []
+    jobs = jobs.configure(with_events(told.append))
+    store.down()
+    store.clock.advance(60)  # A touch is due.
+    with counted(store) as asked:
+        session = getattr(jobs, ask)("x")
+        assert (dict(session), session.flashes()) == ({"n": 1}, [("message", "done")])
+    assert (set(asked), [event.kind for event in told]) == ({"load"}, ["outage"])
+    refused(
+        lambda: session.update(n=2),
+        lambda: session.incr("n"),
+        lambda: session.update_key("n", str),
+        lambda: session.incr("another"),
+        session.revoke,
+        session.regenerate,
+        session.clear,
+        lambda: session.bind("ann"),
+        lambda: session.touch(max_age=60),
+    )
+    assert (dict(session), session.commit()) == ({"n": 1}, [])
+    store.clock.advance(6)
+    refused(lambda: getattr(jobs, ask)("x"), lambda: getattr(jobs, ask)("unknown"))
+    store.up()
+    assert records(store) == before
+    assert getattr(jobs, ask)("x").incr("n") == 2
+
+
+def test_in_an_outage_a_fixed_session_is_read_and_nothing_begins_in_its_place_or_under_it(store):
+    handler = fixed_on(store, *outdated(store))
+    child = handler.spawn("child")
+    s = Site(handler, child)
+    s.visit(lambda fixed, child: fixed.update(n=1))
+    s.visit(dict_of_both := lambda fixed, child: (dict(fixed), dict(child)))
+    store.down()
+    store.clock.advance(10)
+    assert s.visit(dict_of_both) == ({"n": 1}, {})
+    assert s.visit(lambda fixed, child: refused(fixed.regenerate, lambda: child.update(n=1), fixed.revoke)) is None
+    assert (s.answer.code, s.answer.cookies) == (200, [])
+    s.visit(lambda fixed, child: fixed.update(n=2))
+    assert s.answer.code == 503
+    store.up()
+    assert s.visit(dict_of_both) == ({"n": 1}, {})
+
+
+def test_in_an_outage_a_job_is_read_under_a_parent_that_is_as_outdated(store):
+    visitor = Handler("visitor", SECRET, with_clock(store.clock), with_store(store), *outdated(store))
+    cart = visitor.spawn("cart", server_only, fixed_id("cart"), with_idle_timeout(50), *outdated(store))
+    s = Site(visitor, cart)
+    s.visit(lambda v, c: [v.update(n=1), c.update(n=2)])
+    assert s.visit(lambda v, c: (dict(v), dict(c))) == ({"n": 1}, {"n": 2})
+    store.down()
+    store.clock.advance(10)
+    assert s.visit(lambda v, c: (dict(v), dict(c))) == ({"n": 1}, {"n": 2})
+    assert (s.answer.code, s.answer.cookies) == (200, [])
+    store.clock.advance(40)
+    s.visit(lambda v, c: dict(c))  # It has expired since: a cache prolongs nothing.
+    assert s.answer.code == 503
 
 
 # -- under a parent --------------------------------------------------------------------------------------
