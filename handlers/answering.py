@@ -169,6 +169,8 @@ class AnsweringSession(LimitedSession):
         changes = self._pending()
         if changes is not None and len(self._record.fields) + _most_bytes(changes) > largest:
             changed_fields(self._known().fields, changes, self.handler.now(), largest)
+        if changes is not None and changes.grace:
+            return None  # It is counted from when it is written, and others may take long.
         return changes
 
     def plain_write(self, batch: Batch, rehearsal: Rehearsal) -> Write | None:

@@ -275,6 +275,18 @@ def test_a_cookie_lasts_from_when_it_is_sent(store, clock):
     assert "Max-Age=70;" in s.answer.cookies[1]
 
 
+def test_a_grace_lasts_from_when_it_is_written(store, clock):
+    slow = Handler("slow", SECRET, with_clock(clock), with_store(store))
+    renewed = Handler("renewed", SECRET, with_clock(clock), with_store(MemoryStore(clock=clock)))
+    s = Site(slow, renewed)
+    s.visit(lambda slow, renewed: all_write(renewed))
+    before = s.browser.jar.header(path="/", secure=True)
+    store.delay(1, lambda: clock.advance(30), verb="create")
+    s.visit(lambda slow, renewed: (all_write(slow), renewed.renew(grace=20)))
+    clock.advance(15)
+    assert s.visit(lambda slow, renewed: dict(renewed), s.another_browser(), HTTP_COOKIE=before) == {"n": 1}
+
+
 def test_what_a_commit_that_failed_had_worked_out_is_forgotten(store, clock, other):
     stored, request = Handler("stored", SECRET, with_clock(clock), with_store(store)), environ()
     sessions = [stored.session(request), other.session(request)]
