@@ -6,7 +6,7 @@ writes where one cannot. What changes while the body streams is written when the
 """
 
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from ..clock import FOREVER
 from ..errors import Conflict, HeadersSent, SessionGone, StoreError
@@ -46,7 +46,7 @@ class AnsweringSession(LimitedSession):
             self._check_unchanged(failed=failed)
             return None
         record, handler = self._record, self.handler
-        made = None if rehearsal is None else rehearsal.made(self)
+        made = None if rehearsal is None else self._rehearsed(rehearsal)
         if record is None:
             self._create(made)
             self._answered = self._header_value()
@@ -66,6 +66,12 @@ class AnsweringSession(LimitedSession):
             self._answered = self._header_value(failed=failed)
             self._seen_version = self._version
         return self._answered
+
+    def _rehearsed(self, rehearsal: Rehearsal) -> Any:
+        """Return what was rehearsed, unless others took so long that the request must count as activity anew."""
+        if self.handler.idles and (self._record is None or self._written_together(self._record) is None):
+            self._touch_if_due()
+        return rehearsal.made(self)
 
     def _is_plain(self, record: Record) -> bool:
         """Tell whether the session has nothing but keys that last, none of which could change in place."""

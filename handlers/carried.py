@@ -47,7 +47,11 @@ class CarriedSession(Session):
             return self._farewell(failed=failed)
         if failed:
             return self._renewed_only()
-        sealed: Sealed | None = None if rehearsal is None else rehearsal.made(self)
+        sealed: Sealed | None = None
+        if rehearsal is not None:
+            if self.handler.idles:  # Others may have taken long: what is touched is made anew.
+                self._touch_if_due()
+            sealed = rehearsal.made(self)
         if sealed is not None:
             return self._told(sealed)
         handler, origin = self.handler, self._origin

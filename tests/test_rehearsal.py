@@ -287,6 +287,17 @@ def test_a_grace_lasts_from_when_it_is_written(store, clock):
     assert s.visit(lambda slow, renewed: dict(renewed), s.another_browser(), HTTP_COOKIE=before) == {"n": 1}
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_activity_counts_from_when_it_is_written(store, clock, keeps):
+    slow = Handler("slow", SECRET, with_clock(clock), with_store(store))
+    kept = with_store(MemoryStore(clock=clock) if keeps else None)
+    s = Site(slow, Handler("idle", SECRET, with_clock(clock), with_idle_timeout(60), kept))
+    store.delay(1, lambda: clock.advance(40), verb="create")
+    s.visit(all_write)
+    clock.advance(30)
+    assert s.visit(lambda slow, idle: dict(idle)) == {"n": 1}
+
+
 def test_what_a_commit_that_failed_had_worked_out_is_forgotten(store, clock, other):
     stored, request = Handler("stored", SECRET, with_clock(clock), with_store(store)), environ()
     sessions = [stored.session(request), other.session(request)]
