@@ -72,7 +72,7 @@ class Handler:
     """Returns what may be our token in that header, in order."""
 
     codec: Any = field(compare=False)
-    """Opens and makes tokens: a TokenCodec, or ClaimTokens where a store has the sessions."""
+    """Opens and makes tokens: CarriedTokens, or ClaimTokens where a store has the sessions."""
 
     header_value: "Callable[[bytes], str]" = field(compare=False)
     """Returns the value of the response header that gives the client a token with this content."""

@@ -145,7 +145,7 @@ class Extras:
         return JSON.dumps(present) if present else b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make a token that is new cost a microsecond more
 class Carried:
     """What a verified token says; the times are milliseconds since the epoch."""
 
