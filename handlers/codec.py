@@ -12,7 +12,7 @@ opened: JSON ignores them, and cutting them off would copy every token once more
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -29,21 +29,16 @@ __all__ = [
     "LARGEST_TOKEN",
     "CookieCodec",
     "FieldSealer",
-    "Remembering",
     "SealedTokens",
     "SignedTokens",
     "TokenCodec",
     "token_codec",
 ]
 
-T = TypeVar("T")
-
 VERSION: Final = "v1"
 LARGEST_TOKEN: Final = 4093
 MAC_BYTES: Final = 32
 TAG_BYTES: Final = 16
-MEMO_CHARACTERS: Final = 1 << 19
-MEMO_KEY: Final = 40
 HEADER_BYTES: Final = EPOCH_BYTES + NONCE_BYTES
 SEGMENT: Final = PIECE - TAG_BYTES
 LONGEST_SINGLE: Final = SEGMENT - 2
@@ -75,58 +70,13 @@ class TokenCodec(Protocol):
         """
         ...
 
-    def verified(self, token: str) -> bytes:
-        """Do the same without remembering the token, for who remembers what its content says."""
-        ...
-
 
 def token_codec(keys: KeyRing, purpose: str, path: str, *, sealed: bool, clock: Clock) -> TokenCodec:
     """Return the codec for one purpose of one handler path."""
     return SealedTokens(keys, purpose, path, clock) if sealed else SignedTokens(keys, purpose, path)
 
 
-class Remembering(Generic[T]):
-    """Opens tokens, and remembers the lately verified ones, so that a browser's next request costs no check.
-
-    A token is found by its end, which no two share, and compared whole. There are two generations: when the
-    younger is full it becomes the older, and what is asked for in the older moves up. No lock is needed, for
-    a race costs at most an entry. The keys of a codec never change, so nothing here outlives its key.
-    """
-
-    __slots__ = ("_old", "_room", "_young")
-
-    def __init__(self) -> None:
-        """Remember nothing yet."""
-        self._young: dict[str, tuple[str, T]] = {}
-        self._old: dict[str, tuple[str, T]] = {}
-        self._room = MEMO_CHARACTERS
-
-    def open(self, token: str) -> T:
-        """Return what the token says; raise BadCookie for any text that is no such token."""
-        known = self._young.get(token[-MEMO_KEY:])
-        if known is not None and known[0] == token:
-            return known[1]
-        known = self._old.get(token[-MEMO_KEY:])
-        if known is None or known[0] != token:
-            # Our bodies are whole groups of three bytes: base64 that is padded is another spelling of one.
-            if len(token) > LARGEST_TOKEN or token.endswith("="):
-                raise _refusal()
-            known = (token, self.verified(token))
-        self._remember(token, known)
-        return known[1]
-
-    def _remember(self, token: str, known: tuple[str, T]) -> None:
-        self._room -= len(token)
-        if self._room < 0:
-            self._old, self._young, self._room = self._young, {}, MEMO_CHARACTERS - len(token)
-        self._young[token[-MEMO_KEY:]] = known
-
-    def verified(self, token: str) -> T:
-        """Return what the token says, verified anew; raise BadCookie for any text that is no such token."""
-        raise NotImplementedError
-
-
-class SignedTokens(Remembering[bytes]):
+class SignedTokens:
     """Tokens that anyone can read and only a holder of the key can make."""
 
     __slots__ = ("_mac", "_macs", "_prefix_size", "current", "seal")
@@ -136,7 +86,6 @@ class SignedTokens(Remembering[bytes]):
 
     def __init__(self, keys: KeyRing, purpose: str, path: str) -> None:
         """Bind to a ring, a purpose and a handler path."""
-        super().__init__()
         subkeys = keys.subkeys(f"{purpose}/signed", path, form=VERSION)
         self._macs = {_prefix(name): HMAC(key, SHA256()) for name, key in subkeys}
         self.current = _prefix(subkeys[0][0])
@@ -159,12 +108,12 @@ class SignedTokens(Remembering[bytes]):
 
         return seal
 
-    def verified(self, token: str) -> bytes:
-        """Return the content, verified anew; raise BadCookie for any text that is no such token."""
+    def open(self, token: str) -> bytes:
+        """Return the content, maybe with blanks behind it; raise BadCookie for any text that is no such token."""
         size = self._prefix_size
         try:
             mac = self._macs[token[:size]].copy()
-            raw = decode(token[size:])
+            raw = _body(token, size)
             content = raw[:-MAC_BYTES]
             if len(content) <= PIECE:
                 mac.update(content)
@@ -176,7 +125,7 @@ class SignedTokens(Remembering[bytes]):
         return content
 
 
-class SealedTokens(Remembering[bytes]):
+class SealedTokens:
     """Tokens that only a holder of the key can make or read."""
 
     __slots__ = ("_keys", "_prefix_size", "current", "seal")
@@ -186,7 +135,6 @@ class SealedTokens(Remembering[bytes]):
 
     def __init__(self, keys: KeyRing, purpose: str, path: str, clock: Clock) -> None:
         """Bind to a ring, a purpose, a handler path, and the clock that tells the epoch."""
-        super().__init__()
         subkeys = keys.subkeys(f"{purpose}/sealed", path, form=VERSION)
         self._keys = {_prefix(name): HourlyKeys(key, clock) for name, key in subkeys}
         self.current = _prefix(subkeys[0][0])
@@ -210,12 +158,12 @@ class SealedTokens(Remembering[bytes]):
 
         return seal
 
-    def verified(self, token: str) -> bytes:
-        """Return the content, verified anew; raise BadCookie for any text that is no such token."""
+    def open(self, token: str) -> bytes:
+        """Return the content, maybe with blanks behind it; raise BadCookie for any text that is no such token."""
         size = self._prefix_size
         try:
             keys = self._keys[token[:size]]
-            raw = decode(token[size:])
+            raw = _body(token, size)
             cipher = keys.known(raw[:EPOCH_BYTES])
             return _opened_of_new_epoch(keys, raw) if cipher is None else _opened(cipher, raw)
         except (KeyError, ValueError, InvalidTag):
@@ -298,6 +246,16 @@ class CookieCodec:
 
 def _prefix(key_id: str) -> str:
     return f"{VERSION}.{key_id}."
+
+
+def _body(token: str, start: int) -> bytes:
+    """Return the bytes of a token's body; raise ValueError for what is too long, and for another spelling of it.
+
+    Our bodies are whole groups of three bytes, so base64 that is padded is not how we spell one.
+    """
+    if len(token) > LARGEST_TOKEN or token.endswith("="):
+        raise ValueError("No token of ours is so long, or padded.")
+    return decode(token[start:])
 
 
 def _refusal() -> BadCookie:

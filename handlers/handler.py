@@ -12,7 +12,7 @@ from ..stores.following import follow
 from ..stores.protocol import Reloading, fits
 from .caching import attach
 from .carried import CarriedSession
-from .claim import ClaimTokens
+from .claim import claim_tokens
 from .codec import FieldSealer, token_codec
 from .config import DEFAULT_ABSOLUTE, Config
 from .contents import CachedContents, Contents, OpaqueContents, PlainContents
@@ -21,12 +21,13 @@ from .events import asked, emit
 from .info import SessionInfo
 from .options import HandlerOption, Option
 from .registry import Registry
+from .remembered import Remembered
 from .revocable import RevocableSession, marks_of
 from .server_only import ServerOnlySession, generated, loaded
 from .session import Session
 from .stored import StoredSession
 from .subjects import end_all, end_one, live_sessions, sweep, sweep_expired
-from .token import CarriedTokens
+from .token import carried_tokens
 from .transport import CookieTransport, HeaderTransport, NoTransport, Transport
 from .wsgi import link
 
@@ -71,8 +72,8 @@ class Handler:
     find_tokens: "Callable[[str], list[str]]" = field(compare=False)
     """Returns what may be our token in that header, in order."""
 
-    codec: Any = field(compare=False)
-    """Opens and makes tokens: CarriedTokens, or ClaimTokens where a store has the sessions."""
+    codec: Remembered[Any] = field(compare=False)
+    """Makes tokens and opens them: what one says is a Carried, or a Claim where a store has the sessions."""
 
     header_value: "Callable[[bytes], str]" = field(compare=False)
     """Returns the value of the response header that gives the client a token with this content."""
@@ -379,11 +380,11 @@ def _session_class(config: Config) -> "type[Session]":
     return CarriedSession if config.revocations is None else RevocableSession
 
 
-def _codec(config: Config, path: str, serializer: Any) -> Any:
+def _codec(config: Config, path: str, serializer: Any) -> Remembered[Any]:
     if config.store is not None:
-        return ClaimTokens(config.keys, path)
+        return claim_tokens(config.keys, path)
     tokens = token_codec(config.keys, "session", path, sealed=config.encrypted, clock=config.clock)
-    return CarriedTokens(tokens, serializer.shared)
+    return carried_tokens(tokens, serializer.shared)
 
 
 def _contents(config: Config, path: str, serializer: Any) -> Contents:

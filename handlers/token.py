@@ -22,17 +22,18 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from ..clock import FOREVER
 from ..errors import BadCookie, CookieTooLarge
 from ..serializer import JsonSerializer
-from .codec import Remembering, TokenCodec
+from .codec import TokenCodec
 from .ids import HANDLE_BYTES
+from .remembered import Remembered
 
 __all__ = [
     "HANDLE",
     "JSON",
     "SEPARATE",
     "Carried",
-    "CarriedTokens",
     "Extras",
     "Identity",
+    "carried_tokens",
     "write_rest",
 ]
 
@@ -171,28 +172,20 @@ class Carried:
         return extras, *unpack(raw)
 
 
-class CarriedTokens(Remembering[Carried]):
-    """Tokens that hold a whole session."""
+def carried_tokens(tokens: TokenCodec, shared: Shared) -> Remembered[Carried]:
+    """Return tokens that hold a whole session; ``shared`` returns the values that requests may share, or None."""
 
-    __slots__ = ("_shared", "_tokens", "current", "seal", "sealer")
-
-    def __init__(self, tokens: TokenCodec, shared: Shared) -> None:
-        """Read what these tokens hold; ``shared`` returns the values that requests may share, or None."""
-        super().__init__()
-        self._tokens, self._shared = tokens, shared
-        self.current, self.seal, self.sealer = tokens.current, tokens.seal, tokens.sealer
-
-    def verified(self, token: str) -> Carried:
-        """Return what the token says, verified anew; raise BadCookie for any text that is no such token."""
-        content = self._tokens.verified(token)
+    def carried(content: bytes) -> Carried:
         try:
             form, created, ends, handle, size = _HEAD.unpack_from(content)
             under = _parent_handle(content) if form & _CHILD else b""
             rest = _ID_START[form] + size
-            values = self._shared(content[rest:]) if content[rest] == _BRACE else None
+            values = shared(content[rest:]) if content[rest] == _BRACE else None
         except (struct_error, KeyError, IndexError) as error:
             raise BadCookie("The token is of a form that this release does not know.") from error
         return Carried(content, form, created, ends, handle, under, rest, values)
+
+    return Remembered(tokens, carried)
 
 
 def write_rest(extras: Extras | None, values: bytes) -> bytes:

@@ -52,7 +52,7 @@ from sessiontree import (
     with_serializer,
     with_store,
 )
-from sessiontree.handlers.claim import ClaimTokens
+from sessiontree.handlers.claim import claim_tokens, written
 from sessiontree.handlers.ids import handle_bytes, new_id, uuid4, uuid7
 from sessiontree.records import FORM, Changes
 from sessiontree.serializer import LARGEST_INT, JsonSerializer
@@ -1875,7 +1875,8 @@ def test_cx_2_a_record_of_one_path_never_loads_for_another(store):
     s = Site(a)
     s.visit(lambda session: session.update(n=1))
     record, session_id = records(store)[0], s.visit(lambda session: session.id)
-    forged = ClaimTokens(b.config.keys, "b").seal(record.absolute, 1, handle_bytes(record.handle), session_id)
+    claim = written(record.absolute, 1, handle_bytes(record.handle), session_id)
+    forged = claim_tokens(b.config.keys, "b").seal(claim)
     assert refused(Site(b), f"__Host-b={forged}")
     child = b.spawn("a")
     assert not child.revoke(record.handle)
@@ -1939,14 +1940,14 @@ def test_id_6_nothing_that_a_store_holds_is_accepted_as_a_cookie(store):
     held += [b"".join((handle_bytes(record.handle), record.proof)), repr(tuple(record)).encode()]
     texts = {text.decode("latin-1") for raw in held if raw for text in encodings(raw)}
     texts = {text for text in texts if text.isascii() and text.isprintable() and not set(text) & set(' ",;\\')}
-    forger = ClaimTokens(KeyRing(OTHER_SECRET), "visitor")
-    ours = ClaimTokens(s.handler.config.keys, "visitor")
+    forger = claim_tokens(KeyRing(OTHER_SECRET), "visitor")
+    ours = claim_tokens(s.handler.config.keys, "visitor")
     shaped = []
     for text in texts:
         if len(text) < 256:
-            shaped.append(forger.seal(record.absolute, record.version, handle_bytes(record.handle), text))
+            claim = written(record.absolute, record.version, handle_bytes(record.handle), text)
             # Even signed by us: the proof is a hash of the id, and no id.
-            shaped.append(ours.seal(record.absolute, record.version, handle_bytes(record.handle), text))
+            shaped += [forger.seal(claim), ours.seal(claim)]
     real = s.browser.jar.get("__Host-visitor")
     prefix = ".".join(real.split(".")[:2])
     for token in [*texts, *shaped, *(f"{prefix}.{text}" for text in texts)]:
