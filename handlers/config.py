@@ -75,16 +75,16 @@ class Config:
     events: Listener | None = None
 
     def settled(self) -> "Config":
-        """Return the settings without a cache that was inherited and does not fit, and without what came to use it.
+        """Return the settings without a cache that was inherited and does not fit, or an answer that came to use one.
 
         What clients carry needs none, and of a server-only session nobody brings a version to hold a cache to.
         """
-        if not self.cache_is_inherited or (self.store is not None and not self.server_only):
-            return self
-        bare = replace(self, cache=None, cache_is_inherited=False)
-        if not self.outage_is_inherited:
-            return bare
-        return replace(bare, outage="raise", stale_for=0, outage_is_inherited=False)
+        settled = self
+        if self.cache_is_inherited and (self.store is None or self.server_only):
+            settled = replace(settled, cache=None, cache_is_inherited=False)
+        if self.outage_is_inherited and settled.cache is None:
+            settled = replace(settled, outage="raise", stale_for=0, outage_is_inherited=False)
+        return settled
 
     def check(self) -> None:
         """Raise ConfigError for a name that cannot be one, and for settings that contradict each other."""

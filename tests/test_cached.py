@@ -625,7 +625,7 @@ def test_children_inherit_a_cache_where_it_fits(store):
     assert chain(visitor, visitor.spawn("a"))
 
 
-@pytest.mark.parametrize("without_cache", [server_only, with_store(None)])
+@pytest.mark.parametrize("without_cache", [server_only, with_store(None), with_cache(None)])
 def test_an_answer_to_outages_that_needs_a_cache_is_dropped_with_it_only_where_it_was_inherited(store, without_cache):
     plain, stale = node_on(store), node_on(store, with_outage("stale", stale_for=60))
     child = stale.spawn("a", without_cache)
