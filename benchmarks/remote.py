@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from benchmarks.floor import nothing
 from benchmarks.frameworks import Pair
 from benchmarks.harness import Call, Samples, Spread, Verdict, measure, ratios, table
 from benchmarks.machine import machine
 from benchmarks.made import records
-from benchmarks.payload import SIZES
+from benchmarks.payload import SIZES, application_data
 from benchmarks.peers import Uses, working_cookie
 from benchmarks.store_peers import ours, working
+from sessiontree.records import Record, packed
 from sessiontree.stores import Store
 
 TESTS = Path(__file__).parents[1] / "tests"
 """Where the servers are that the tests start."""
 
 OURS = "sessiontree"
+BY_HAND = "the same commands by hand"
 OPERATIONS = {"read": "read 2", "write": "read 2, write 1"}
 SESSIONS = 50
 CROWD = 20_000
@@ -43,6 +46,8 @@ class Engine:
     budgets: Mapping[str, float]
     """By operation: how many times the floor it may take."""
     peers: Mapping[str, Callable[[Uses], Pair]]
+    by_hand: Callable[[Sequence[Record]], Mapping[str, Call]] | None = None
+    """By operation: what sends the commands that we send for these records, and takes in the answers."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Row:
     us: Spread
     floors: Spread
     times: Spread
-    verdict: Verdict
+    verdict: Verdict | None
 
 
 def main(build: Callable[[ExitStack], Engine], packages: Sequence[str], doc: str | None) -> None:
@@ -92,9 +97,25 @@ def measured(engine: Engine, rounds: int, sessions: int) -> tuple[list[Row], lis
     cases: dict[str, Call] = {f"floor {operation}": call for operation, call in engine.floor.items()}
     for name, pair in found.items():
         cases.update(_cases(name, pair, uses, sessions))
+    cases.update(_by_hand(engine, sessions))
     samples = measure(cases, rounds, stint=STINT_NS)
-    keys = [(name, size, operation) for name in found for size in SIZES for operation in OPERATIONS]
+    names = [OURS, *([] if engine.by_hand is None else [BY_HAND]), *(name for name in found if name != OURS)]
+    keys = [(name, size, operation) for name in names for size in SIZES for operation in OPERATIONS]
     return [_row(engine, samples, *key) for key in keys], missing
+
+
+def _by_hand(engine: Engine, sessions: int) -> Iterator[tuple[str, Call]]:
+    """Yield what is left of our requests without us: no application, no session, no connection that may fail."""
+    if engine.by_hand is None:
+        return
+    for seed, (size, (length, keys)) in enumerate(SIZES.items(), 2):
+        fields = packed(application_data(length, keys))
+        held = [record._replace(fields=fields) for record in records(sessions, seed=seed)]
+        for record in held:
+            engine.store.create(record)
+        yield f"{BY_HAND} {size} bare", nothing
+        for operation, call in engine.by_hand(held).items():
+            yield f"{BY_HAND} {size} {operation}", call
 
 
 def _cases(name: str, pair: Pair, uses: Uses, sessions: int) -> Iterator[tuple[str, Call]]:
@@ -113,9 +134,10 @@ def _row(engine: Engine, samples: Samples, name: str, size: str, operation: str)
     taken = net(name)
     floors = Spread.of(ratios(taken, samples[f"floor {operation}"]))
     times = Spread.of(ratios(taken, net(OURS)))
+    verdict = None
     if name == OURS:
         verdict = Verdict.of(floors.median, engine.budgets[operation], "x the floor")
-    else:
+    elif name != BY_HAND:
         verdict = Verdict.of(1 / times.median, 1 / AHEAD, "of it")
     return Row(name, size, OPERATIONS[operation], Spread.of([value / 1000 for value in taken]), floors, times, verdict)
 
@@ -133,5 +155,5 @@ def _row_cells(row: Row) -> tuple[Any, ...]:
         str(row.us),
         str(row.floors),
         str(row.times),
-        *row.verdict.cells(),
+        *(("", "") if row.verdict is None else row.verdict.cells()),
     )

@@ -24,6 +24,8 @@ class Counts:
     received: int = 0
     """How many came back."""
     connections: int = 0
+    last: bytes = b""
+    """What a client sent last."""
 
 
 @dataclass(eq=False)
@@ -120,6 +122,7 @@ class Relay:
         with self._lock:
             if from_client:
                 self.counts.sent += len(data)
+                self.counts.last = data
                 link.asked = True
                 return False
             self.counts.received += len(data)
