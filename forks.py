@@ -10,16 +10,18 @@ is in the midst of, and does not wait longer than ``PATIENCE`` for others. The c
 concern, and is told so by ``is_inherited``: it must not open them. What starts programs (``subprocess``) concerns none.
 """
 
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Event, Lock, get_ident
-from typing import Final
+from typing import Final, TypeAlias
 from weakref import WeakMethod, ref
 
 from .clock import SystemClock, stopwatch
 
-__all__ = ["SHUT", "Gate", "Held", "identity", "inherit", "is_inherited"]
+__all__ = ["SHUT", "Gate", "Held", "Mark", "identity", "inherit", "is_inherited", "mark"]
 
 PATIENCE: Final = 6.0
 """How many seconds a fork waits for work to end: longer than work waits for others, where nothing else is set."""
@@ -32,6 +34,11 @@ TICK: Final = 0.0002
 
 SHUT: Final[list[Event]] = []
 """Every fork that is under way, and rings when it is over. Whoever closes nothing of his own accord looks here."""
+
+_WIPE_ON_FORK: Final = 18
+"""Linux's MADV_WIPEONFORK, which the ``mmap`` module does not name."""
+
+_NO_ADVICE: Final = -1
 
 
 class Gate:
@@ -125,6 +132,48 @@ class Held:
             self._lock.release()
         else:
             self._lock = Lock()
+
+
+class _Asking:
+    """A mark where no page can be one: it asks the system who this is, each time."""
+
+    __slots__ = ("_pid",)
+
+    def __init__(self) -> None:
+        """Be of this process."""
+        self._pid = os.getpid()
+
+    def __getitem__(self, _: int) -> bool:
+        """Tell whether this is still the process that made it."""
+        return self._pid == os.getpid()
+
+
+Mark: TypeAlias = mmap.mmap | _Asking
+"""What is true at ``[0]`` in the process that made it, and false in every child, however that was forked."""
+
+
+def mark() -> Mark:
+    """Return a mark of this process; whoever finds his false makes a new one, and only then begins anew himself.
+
+    Linux hands children this page as zeros (since 4.14): a look at it takes a fifth of the time of a system call.
+    """
+    if sys.platform == "linux":  # elsewhere the advice may mean anything
+        with suppress(OSError):
+            page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            page.madvise(_WIPE_ON_FORK)
+            if _is_advised(page):
+                page[0] = 1
+                return page
+    return _Asking()
+
+
+def _is_advised(page: mmap.mmap) -> bool:
+    """Tell whether advice about this page is followed: an emulator that nods at what is none follows none."""
+    try:
+        page.madvise(_NO_ADVICE)
+    except OSError:
+        return True
+    return False
 
 
 def inherit(path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from ..errors import ConfigError
+from ..forks import mark
 
 __all__ = ["decode", "encode", "nonce"]
 
@@ -64,7 +65,7 @@ def _chosen() -> tuple[Encoder, Decoder]:
 encode, decode = _chosen()
 
 _nonces: list[bytes] = []
-_owner = os.getpid()
+_mark = mark()
 
 
 def nonce() -> bytes:
@@ -73,10 +74,11 @@ def nonce() -> bytes:
     They come from a pool, because the system call behind each read of randomness gives the
     interpreter lock up. ``list.pop`` is atomic, so threads share the pool without a lock.
     """
-    global _owner  # noqa: PLW0603 - the process that drew the pool
-    if os.getpid() != _owner:  # A server that forks in C runs no hooks of Python's.
+    global _mark  # noqa: PLW0603 - of the process that drew the pool
+    if not _mark[0]:  # A server that forks in C runs no hooks of Python's.
+        here = mark()  # Made before: if this process is forked just now, the child finds it false.
         _nonces.clear()
-        _owner = os.getpid()
+        _mark = here
     try:
         return _nonces.pop()
     except IndexError:

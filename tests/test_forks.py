@@ -1,6 +1,8 @@
 """What a forked process was told is true elsewhere, whatever its parent's threads were in the midst of."""
 
+import ctypes
 import gc
+import mmap
 import os
 import sqlite3
 import subprocess
@@ -13,7 +15,7 @@ from contextlib import closing
 import pytest
 
 from sessiontree import forks
-from sessiontree.forks import SHUT, Gate, Held
+from sessiontree.forks import SHUT, Gate, Held, mark
 from sessiontree.stores.conformance.tools import new
 from sessiontree.stores.sqlite import SqliteStore
 
@@ -598,6 +600,38 @@ def test_a_fork_that_python_announces_late_leaves_locks_as_they_are():
     with lock:
         forks._after_in_child()
     assert held._lock is lock
+
+
+# -- marks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["Python", "C"])
+@pytest.mark.parametrize("made", [forks.mark, forks._Asking])
+def test_a_mark_is_true_in_the_process_that_made_it_alone(made, fork):
+    marks = [made()]
+    child = fork()
+    if not child:
+        seen = [bool(each[0]) for each in marks]
+        marks.append(made())
+        grandchild = fork()
+        if not grandchild:
+            os._exit(sum(bool(each[0]) for each in [*marks, made()]))
+        is_one = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 1
+        os._exit(seen == [False] and is_one and [bool(each[0]) for each in marks] == [False, True])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert marks[0][0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux wipes pages")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_WIPE_ON_FORK", 9999), ("_NO_ADVICE", mmap.MADV_NORMAL)],
+    ids=["a kernel without the advice", "an emulator that nods"],
+)
+def test_a_mark_is_no_page_where_none_is_wiped(monkeypatch, name, value):
+    assert isinstance(mark(), mmap.mmap)
+    monkeypatch.setattr(forks, name, value)
+    assert isinstance(mark(), forks._Asking)
 
 
 # -- gates ------------------------------------------------------------------------------------

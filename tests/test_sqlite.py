@@ -481,13 +481,39 @@ def test_a_forked_child_has_connections_and_locks_of_its_own(path):
 def test_a_connection_that_was_inherited_is_neither_used_nor_closed(store):
     record = new(store)
     [inherited] = store._idle
-    store._pid -= 1
+    store._mark[0] = 0
     assert store.load(record.handle) == record
     assert inherited not in store._idle
     assert inherited.driver.execute("SELECT 1").fetchall() == [(1,)], "It is still open."
     assert [inherited] in sqlite_file._INHERITED
     sqlite_file._INHERITED.remove([inherited])
     inherited.driver.close()
+
+
+def test_forks_that_python_was_not_told_of_use_no_connection_of_a_parent(path):
+    """Some servers fork in C, and no hook of Python's runs; nor does one in a child's child."""
+    assert run(
+        """
+        import ctypes
+        store = SqliteStore(path)
+        handle = new(store).handle
+        older = store._idle[:]
+        for generation in (0, 1, 2):
+            store.apply(handle, PROOF, Changes(adds={"n": 1}))
+            [mine] = store._idle
+            assert (mine in older) == (generation == 0)
+            older.append(mine)
+            child = generation < 2 and ctypes.PyDLL(None).fork()
+            if child:
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                assert store._idle == [mine]
+                assert contents(store, handle)["n"] == b"3"
+                break
+        print(generation, flush=True)
+        os._exit(0)
+        """,
+        path,
+    ).split() == ["2", "1", "0"]  # fmt: skip
 
 
 # -- errors and interruptions -----------------------------------------------------------------

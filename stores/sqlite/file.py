@@ -9,7 +9,6 @@ import sqlite3
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from os import getpid
 from threading import Event, get_ident
 from typing import Final, TypeVar, TypeVarTuple
 from urllib.parse import quote
@@ -17,7 +16,7 @@ from weakref import finalize
 
 from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
-from ...forks import SHUT, Gate, is_inherited
+from ...forks import SHUT, Gate, Mark, is_inherited, mark
 from ...records import LARGEST, closed
 from .connection import Connection, connected, every_row
 
@@ -106,7 +105,7 @@ class SqliteFile:
 
     def _do(self, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts) -> _T:
         """Return what the verb returns, with a connection of its own; here alone SQLite's errors become ours."""
-        if self._pid != getpid():
+        if not self._mark[0]:
             self._leave_to_parent()
         gate, idle, me = self._gate, self._idle, get_ident()
         inside = gate.inside
@@ -165,21 +164,22 @@ class SqliteFile:
             self._drain()
 
     def _drain(self) -> None:
-        if self._pid == getpid():
+        if self._mark[0]:
             _close_all(self._idle)
 
     def _leave_to_parent(self) -> None:
         """Drop what was inherited through a fork, without closing it."""
         with self._gate, self._gate.leaving:
-            if self._pid != getpid():
+            if not self._mark[0]:
                 self._end.detach()
                 _INHERITED.append(self._idle)
                 self._begin_process()
 
     def _begin_process(self) -> None:
+        mine = mark()
         self._idle: list[Connection] = []
-        self._pid = getpid()
-        self._end = finalize(self, _end, self._gate, self._idle, self._pid)
+        self._end = finalize(self, _end, self._gate, self._idle, mine)
+        self._mark = mine
 
     def _check_open(self) -> None:
         if self._closed:
@@ -248,9 +248,9 @@ def _close_all(idle: list[Connection]) -> None:
             idle.pop().close()
 
 
-def _end(gate: Gate, idle: list[Connection], pid: int) -> None:
+def _end(gate: Gate, idle: list[Connection], mine: Mark) -> None:
     """Close what a file of this process had that nobody closed."""
-    if pid == getpid():
+    if mine[0]:
         with gate:
             _close_all(idle)
 
