@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import weakref
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -683,6 +683,22 @@ def test_who_enters_during_a_fork_waits_until_it_is_over_and_who_forks_does_not(
     done.set()
     thread.join()
     assert owner.gate.inside == SHUT == []
+
+
+def test_a_fork_while_a_store_is_made_rests_every_other(tmp_path):
+    """Whatever the order in which the fork comes to them, one that has nothing yet is no trouble."""
+
+    class Forking(SqliteStore):
+        def _begin_process(self):
+            child = os.fork()
+            if not child:
+                os._exit(sum(len(each._idle) for each in others))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            super()._begin_process()
+
+    with ExitStack() as stack:
+        others = [stack.enter_context(closing(SqliteStore(tmp_path / f"{number}.db"))) for number in range(8)]
+        stack.enter_context(closing(Forking(tmp_path / "last.db")))
 
 
 @pytest.mark.parametrize("way", ["close", "forget"])

@@ -86,7 +86,9 @@ class SqliteFile:
         self._uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
         self._now = self.clock.now
         files = (self.path,)
-        self._gate = Gate(self._drain, lambda: files)
+        self._idle: list[Connection] = []
+        self._mark = mark()
+        self._gate = Gate(self._drain, lambda: files)  # after what it drains: a fork may come at once
         self._begin_process()
         self._closed = False
         try:
@@ -177,7 +179,7 @@ class SqliteFile:
 
     def _begin_process(self) -> None:
         mine = mark()
-        self._idle: list[Connection] = []
+        self._idle = []
         self._end = finalize(self, _end, self._gate, self._idle, mine)
         self._mark = mine
 
