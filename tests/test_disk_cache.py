@@ -27,6 +27,7 @@ from sessiontree.caches.disk import rows as disk_rows
 from sessiontree.caches.disk.databases import FailedError
 from sessiontree.caches.disk.seal import Seal
 from sessiontree.clock import FakeClock
+from sessiontree.forks import Gate
 from sessiontree.records import packed
 
 RING = KeyRing(SECRET)
@@ -1351,7 +1352,7 @@ def test_a_process_whose_fork_nobody_announced_leaves_the_connections_alone(cach
     record = filled(cache)
     rows, name = cache._current.rows, cache._databases.place().name
     assert rows.is_open
-    cache._current._pid = -1
+    cache._current._mark[0] = 0
     assert cache.get(record.handle) is None
     assert works(cache)
     assert cache._databases.place().name != name
@@ -1363,11 +1364,22 @@ def test_a_process_whose_fork_nobody_announced_leaves_the_connections_alone(cach
 def test_such_a_process_may_close_the_cache_first(cache):
     filled(cache)
     rows = cache._current.rows
-    rows._pid = -1
+    rows._mark[0] = 0
     cache.close()
     assert rows._idle, "They are the parent's."
-    rows._pid = os.getpid()
+    rows._mark[0] = 1
     rows.shut()
+
+
+def test_a_fork_may_come_while_a_cache_is_made(folder, clock, monkeypatch):
+    def gate_and_fork(*given):
+        made = Gate(*given)
+        assert forked(lambda: "here") == "here"
+        return made
+
+    monkeypatch.setattr(disk_current, "Gate", gate_and_fork)
+    with closing(DiskCache(folder, RING, clock=clock)) as cache:
+        assert works(cache)
 
 
 # -- threads, sizes, and ends ---------------------------------------------------------------------

@@ -4,7 +4,6 @@ It is no use when another has taken its place, when it is damaged, and after a f
 where no database can be opened or begun, is left alone for a while.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
@@ -12,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from ...breaker import Breaker
 from ...clock import Clock, stopwatch
-from ...forks import SHUT, Gate
+from ...forks import SHUT, Gate, mark
 from .databases import Databases, FailedError, OthersError, Place
 from .rows import Rows
 
@@ -33,12 +32,12 @@ class Current:
         self._seconds = stopwatch(clock)
         self._breaker = Breaker(1, clock)
         self._damaged_at = self._others_at = -DAMAGE
-        self._gate = Gate(self._rest, databases.files)
-        self._pid = os.getpid()
         self._evicted = 0
         self.given_way = 0  # How many databases of other keys were in use here.
         self.rows: Rows | None = None
         self.is_closed = False
+        self._mark = mark()
+        self._gate = Gate(self._rest, databases.files)  # after what it rests: a fork may come at once
 
     @property
     def evicted(self) -> int:
@@ -57,7 +56,7 @@ class Current:
 
         What forgets has nothing to do where there is no database, and is done even while the disk is left alone.
         """
-        if self._pid != os.getpid():
+        if not self._mark[0]:
             self._leave_to_parent()
         began = self._breaker.begin()
         if self.is_closed or (began is None and not forgets):
@@ -153,14 +152,15 @@ class Current:
         locks. No other file is concerned by that, so another database is what helps.
         """
         with self._gate, self._gate.leaving:
-            if self._pid == os.getpid():
+            if self._mark[0]:
                 return
+            here = mark()
             rows, self.rows = self.rows, None
             if rows is not None and rows.is_open:
                 _INHERITED.append(rows)
                 with suppress(OSError):
                     self._databases.forget(rows.name)
-            self._pid = os.getpid()
+            self._mark = here
 
     def _rest(self) -> None:
         """Close what is not in use, before a fork."""

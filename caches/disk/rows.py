@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 from weakref import finalize
 
-from ...forks import SHUT, Gate
+from ...forks import SHUT, Gate, Mark, mark
 from .files import ForeignError
 
 try:
@@ -120,13 +120,13 @@ class Rows(Cache):  # type: ignore[misc]
         self._idle: list[sqlite3.Connection] = []
         self._used: set[sqlite3.Connection] = set()
         self._shut = False
-        self._pid = os.getpid()
+        self._mark = mark()
         try:
             # A path of ours would be searched for "$" and "~" there; and no file is opened but by _con.
             super().__init__(os.sep, disk=ExactBytes, **SETTINGS)
         finally:
             self.close()  # What it leaves open is in no pool.
-        finalize(self, _end, Gate(self.rest, lambda: (path,)), self._idle, self._pid)
+        finalize(self, _end, Gate(self.rest, lambda: (path,)), self._idle, self._mark)
 
     def use(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Return what the work returns, which has a connection to itself; what fails takes its connection with it."""
@@ -157,7 +157,7 @@ class Rows(Cache):  # type: ignore[misc]
 
     def rest(self) -> None:
         """Close every connection that is not in use, unless it is a parent process's."""
-        if self._pid == os.getpid():
+        if self._mark[0]:
             _drain(self._idle)
 
     def shut(self) -> None:
@@ -235,9 +235,9 @@ def _drain(idle: list[sqlite3.Connection]) -> None:
             idle.pop().close()
 
 
-def _end(gate: Gate, idle: list[sqlite3.Connection], pid: int) -> None:
+def _end(gate: Gate, idle: list[sqlite3.Connection], mine: Mark) -> None:
     """Close what a database of this process had that nobody closed."""
-    if pid == os.getpid():
+    if mine[0]:
         with gate:
             _drain(idle)
 
