@@ -1,9 +1,39 @@
-"""One connection of a RedisStore: redis-py's own, which lies in ours as its ``driver``, and whether it still stands."""
+"""One connection of a RedisStore: redis-py's own, which lies in ours as its ``driver``, and how it is talked on.
 
+redis-py connects, with all that takes: credentials, TLS, Sentinel, retries. What is said then costs it six frames an
+answer, and Python one more call of the system before each that sends or reads, if the socket has a time-out. So where
+the socket is the system's own, commands are sent on it and answers read from it here, and the system keeps the time.
+"""
+
+import _socket
 import select
-from typing import Any
+import struct
+import sys
+from collections.abc import Callable
+from math import ceil
+from typing import Any, Final
+
+from redis.connection import AbstractConnection
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as TimedOut
+
+Reader: Any
+try:
+    from hiredis import Reader
+except ImportError:
+    Reader = None
 
 __all__ = ["Connection", "made_driver"]
+
+CHUNK: Final = 1 << 16
+"""How many bytes of an answer are read at once."""
+
+_AS_BYTES: Final = False
+"""What a reader is told that decodes for other users of the client."""
+
+_IS_LINUX: Final = sys.platform == "linux"
+"""Whether the system's options are those that were tried: others have them in another shape, or not at all."""
 
 
 def made_driver(pool: Any, timeout: float) -> Any:
@@ -24,14 +54,17 @@ def made_driver(pool: Any, timeout: float) -> Any:
 class Connection:
     """One connection, and whether it still stands."""
 
-    __slots__ = ("_is_ready", "_watched", "driver", "era")
+    __slots__ = ("_has_news", "_watched", "driver", "era", "receive", "send")
 
     def __init__(self, driver: Any, era: object) -> None:
         """Take a connection of redis-py's, connected or not, that is right for as long as its pool's era lasts."""
         self.driver = driver
         self.era = era
-        self._watched: Any = None
-        self._is_ready: Any = None
+        self.send: Callable[[bytes], None]
+        """Send a packed command, or several as one, once it is prepared; raise what redis-py raises."""
+        self.receive: Callable[[], Any]
+        """Return one answer; raise what redis-py raises."""
+        self._attach(None)
 
     def prepare(self, *, reads: bool) -> None:
         """Connect, if there is no connection, or, before a write, if the server has closed it.
@@ -40,17 +73,135 @@ class Connection:
         connection does, which asks for the primary first.
         """
         connected = self.driver._sock  # noqa: SLF001 - there is no other way to learn this without a round trip
-        if connected is not None:
-            if reads or not self._has_news(connected):
-                return
-            self.driver.disconnect()
-        self.driver.connect()
-
-    def _has_news(self, connected: Any) -> bool:
+        if connected is None:
+            self.connect()
+            return
         if connected is not self._watched:
-            self._watched, self._is_ready = connected, self.driver.can_read
-            if hasattr(select, "poll"):  # what replaces threads may take it away
-                poll = select.poll()
-                poll.register(connected.fileno(), select.POLLIN)
-                self._is_ready = poll.poll
-        return bool(self._is_ready(0))
+            self._attach(connected)
+        if not reads and self._has_news(0):
+            self.connect()
+
+    def connect(self) -> None:
+        """Connect anew."""
+        self.driver.disconnect()
+        self.driver.connect()
+        self._attach(self.driver._sock)  # noqa: SLF001 - as above
+
+    def _attach(self, connected: Any) -> None:
+        """Take the ways to talk on this socket, None for none yet."""
+        way = _direct(self.driver, connected) or _Driven(self.driver)
+        self.send, self.receive = way.send, way.receive
+        if connected is None or not hasattr(select, "poll"):
+            self._has_news: Callable[[int], Any] = _Driven(self.driver).has_news
+        else:
+            poll = select.poll()
+            poll.register(connected.fileno(), select.POLLIN)
+            self._has_news = poll.poll
+        self._watched = connected
+
+
+class _Driven:
+    """Talks in redis-py's own way, which is right on every socket."""
+
+    __slots__ = ("_driver",)
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def send(self, command: bytes) -> None:
+        self._driver.send_packed_command((command,))
+
+    def receive(self) -> Any:
+        return self._driver.read_response(disable_decoding=True)
+
+    def has_news(self, timeout: int) -> bool:
+        try:
+            return bool(self._driver.can_read(timeout))
+        except Disconnected:
+            return True
+
+
+class _Direct:
+    """Talks on the socket itself, with the driver's reader, so that an answer is to both of them the same.
+
+    The time-out is that of each wait for a part of an answer, and of all the waits of one send, as it is the driver's.
+    A signal that Python handles meanwhile begins a wait for an answer anew.
+    """
+
+    __slots__ = ("_connected", "_feed", "_gets", "_nothing", "_recv", "_send", "_timeout")
+
+    def __init__(self, connected: Any, reader: Any, timeout: float) -> None:
+        """Set the socket's options; raises OSError if it has them not, and then leaves it as it is."""
+        patience = struct.pack("ll", *divmod(ceil(timeout * 1_000_000), 1_000_000))
+        connected.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, patience)
+        connected.settimeout(None)
+        self._connected, self._timeout = connected, timeout
+        self._send, self._recv = connected.send, connected.recv
+        self._feed, self._gets = reader.feed, reader.gets
+        self._nothing = reader.gets(_AS_BYTES)
+
+    def send(self, command: bytes) -> None:
+        try:
+            try:
+                count = self._send(command, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                count = 0
+            if count < len(command):
+                self._send_rest(memoryview(command)[count:])
+        except TimeoutError as error:
+            raise TimedOut("Timeout writing to socket") from error
+        except OSError as error:
+            raise Disconnected(f"Error {error.errno} while writing to socket. {error.strerror}.") from error
+
+    def _send_rest(self, rest: memoryview) -> None:
+        """Send what the system had no room for, within the time-out: this way sees to that for all of it."""
+        self._connected.settimeout(self._timeout)
+        self._connected.sendall(rest)
+        self._connected.settimeout(None)
+
+    def receive(self) -> Any:
+        answer = self._gets(_AS_BYTES)
+        try:
+            while answer is self._nothing:
+                part = self._recv(CHUNK)
+                if not part:
+                    raise Disconnected("Connection closed by server.")
+                self._feed(part)
+                answer = self._gets(_AS_BYTES)
+        except (BlockingIOError, TimeoutError) as error:
+            raise TimedOut("Timeout reading from socket") from error
+        except OSError as error:
+            raise Disconnected(f"Error while reading from socket: {error.args}") from error
+        if isinstance(answer, RedisError):
+            try:
+                raise answer
+            finally:
+                del answer  # which holds this frame
+        return answer
+
+
+def _direct(driver: Any, connected: Any) -> _Direct | None:
+    """Return the direct way to talk on a driver's socket; None where the driver has to do it.
+
+    That is so where something lies between the system and us, such as TLS, or what replaces threads, where somebody
+    else's connection sends or reads in a way of its own, as a Sentinel's does, and for health checks.
+    """
+    kind, reader = type(driver), getattr(getattr(driver, "_parser", None), "_reader", None)
+    if (
+        not _IS_LINUX
+        or not hasattr(select, "poll")  # what replaces threads may take it away
+        or Reader is None
+        or not isinstance(reader, Reader)
+        or reader.has_data()
+        or getattr(type(connected), "recv", None) is not _socket.socket.recv
+        or getattr(type(connected), "send", None) is not _socket.socket.send
+        or kind.send_packed_command is not AbstractConnection.send_packed_command
+        or kind.read_response is not AbstractConnection.read_response
+        or driver.health_check_interval
+    ):
+        return None
+    timeout = connected.gettimeout()
+    try:
+        return _Direct(connected, reader, timeout) if timeout else None
+    except OSError:
+        return None

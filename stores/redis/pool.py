@@ -69,15 +69,13 @@ def _packer_in_c() -> Any:
     return pack_command
 
 
-_PACK_IN_C: Final = _packer_in_c()
-
-
-def packed(*words: bytes | int) -> bytes:
-    """Return a command as it is sent."""
-    if _PACK_IN_C is not None:
-        return _PACK_IN_C(words)  # type: ignore[no-any-return]
-    texts = [word if isinstance(word, bytes) else b"%d" % word for word in words]
+def _packed(command: Command) -> bytes:
+    texts = [word if isinstance(word, bytes) else b"%d" % word for word in command]
     return b"*%d\r\n" % len(texts) + b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts])
+
+
+packed: Final[Callable[[Command], bytes]] = _packer_in_c() or _packed
+"""Return a command as it is sent."""
 
 
 class Pool:
@@ -127,19 +125,18 @@ class Pool:
             connection = self._idle.pop()
         except IndexError:
             connection = self._made()
-        driver, sent = connection.driver, (packed(*command),)
+        sent = packed(command)
         try:
             try:
                 connection.prepare(reads=reads)
-                driver.send_packed_command(sent)
-                answer = driver.read_response(disable_decoding=True)
+                connection.send(sent)
+                answer = connection.receive()
             except Disconnected:
                 if not reads:
                     raise
-                driver.disconnect()
-                driver.connect()
-                driver.send_packed_command(sent)
-                answer = driver.read_response(disable_decoding=True)
+                connection.connect()
+                connection.send(sent)
+                answer = connection.receive()
         except ResponseError as error:
             if _is_demoted(error):
                 self._begin_era()
@@ -229,7 +226,7 @@ class Pool:
             commands = [*commands, (b"WAIT", replicas, int(patience * 500))]
         try:
             connection.prepare(reads=reads)
-            connection.driver.send_packed_command((b"".join([packed(*command) for command in commands]),))
+            connection.send(b"".join([packed(command) for command in commands]))
         except BaseException:
             self.drop(connection)
             raise
@@ -241,7 +238,7 @@ class Pool:
         try:
             for _ in range(count + bool(replicas)):
                 try:
-                    answers.append(connection.driver.read_response(disable_decoding=True))
+                    answers.append(connection.receive())
                 except ResponseError as error:
                     answers.append(error)
         except BaseException:
