@@ -74,6 +74,7 @@ def test_tls_and_a_users_password_come_from_the_url(server):
         for _ in range(100):
             store.apply(record.handle, PROOF, Changes(sets={"a": (js("x" * 20_000), 0)}))
             assert handles_of(store.find("subject", "bob")) == [record.handle]
+        assert store._pool._idle[-1].driver._sock.gettimeout() == 5, "Here the system cannot keep the time."
         with Redis(unix_socket_path=str(server.path)) as client:
             assert len([each for each in client.client_list() if each["user"] == "app"]) == 3, "None was made anew."
         assert store.revoke(record.handle)
