@@ -2,13 +2,11 @@
 
 redis-py connects, with all that takes: credentials, TLS, Sentinel, retries. What is said then costs it six frames an
 answer, and Python one more call of the system before each that sends or reads, if the socket has a time-out. So where
-the socket is the system's own, commands are sent on it and answers read from it here, and the system keeps the time.
+the socket is the system's own, commands are sent on it and answers read from it here, and only an answer is waited for.
 """
 
 import _socket
 import select
-import struct
-import sys
 from collections.abc import Callable
 from math import ceil
 from typing import Any, Final
@@ -31,9 +29,6 @@ CHUNK: Final = 1 << 16
 
 _AS_BYTES: Final = False
 """What a reader is told that decodes for other users of the client."""
-
-_IS_LINUX: Final = sys.platform == "linux"
-"""Whether the system's options are those that were tried: others have them in another shape, or not at all."""
 
 
 def made_driver(pool: Any, timeout: float) -> Any:
@@ -89,14 +84,16 @@ class Connection:
 
     def _attach(self, connected: Any) -> None:
         """Take the ways to talk on this socket, None for none yet."""
-        way = _direct(self.driver, connected) or _Driven(self.driver)
-        self.send, self.receive = way.send, way.receive
-        if connected is None or not hasattr(select, "poll"):
-            self._has_news: Callable[[int], Any] = _Driven(self.driver).has_news
-        else:
+        driven = _Driven(self.driver)
+        way: _Direct | _Driven = driven
+        self._has_news: Callable[[int], Any] = driven.has_news
+        if connected is not None and hasattr(select, "poll"):  # what replaces threads may take it away
             poll = select.poll()
             poll.register(connected.fileno(), select.POLLIN)
             self._has_news = poll.poll
+            if _is_plain(self.driver, connected):
+                way = _Direct(self.driver, connected, poll.poll)
+        self.send, self.receive = way.send, way.receive
         self._watched = connected
 
 
@@ -124,26 +121,24 @@ class _Driven:
 class _Direct:
     """Talks on the socket itself, with the driver's reader, so that an answer is to both of them the same.
 
-    The time-out is that of each wait for a part of an answer, and of all the waits of one send, as it is the driver's.
-    A signal that Python handles meanwhile begins a wait for an answer anew.
+    The time-out is that of each wait for a part of an answer, and that of all of one send, as it is the driver's.
     """
 
-    __slots__ = ("_connected", "_feed", "_gets", "_nothing", "_recv", "_send", "_timeout")
+    __slots__ = ("_connected", "_feed", "_gets", "_nothing", "_patience", "_recv", "_send", "_timeout", "_wait")
 
-    def __init__(self, connected: Any, reader: Any, timeout: float) -> None:
-        """Set the socket's options; raises OSError if it has them not, and then leaves it as it is."""
-        patience = struct.pack("ll", *divmod(ceil(timeout * 1_000_000), 1_000_000))
-        connected.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, patience)
-        connected.settimeout(None)
-        self._connected, self._timeout = connected, timeout
+    def __init__(self, driver: Any, connected: Any, wait: Callable[[int], Any]) -> None:
+        """Take a socket from its driver, which does no more with it than close it; ``wait`` tells what to read."""
+        self._connected, self._timeout = connected, connected.gettimeout()
+        self._wait, self._patience = wait, ceil(self._timeout * 1000)
+        connected.settimeout(0)
         self._send, self._recv = connected.send, connected.recv
-        self._feed, self._gets = reader.feed, reader.gets
-        self._nothing = reader.gets(_AS_BYTES)
+        reader = driver._parser._reader  # noqa: SLF001 - as _is_plain() found it
+        self._feed, self._gets, self._nothing = reader.feed, reader.gets, reader.gets(_AS_BYTES)
 
     def send(self, command: bytes) -> None:
         try:
             try:
-                count = self._send(command, _socket.MSG_DONTWAIT)
+                count = self._send(command)
             except BlockingIOError:
                 count = 0
             if count < len(command):
@@ -154,21 +149,23 @@ class _Direct:
             raise Disconnected(f"Error {error.errno} while writing to socket. {error.strerror}.") from error
 
     def _send_rest(self, rest: memoryview) -> None:
-        """Send what the system had no room for, within the time-out: this way sees to that for all of it."""
+        """Send what the system had no room for."""
         self._connected.settimeout(self._timeout)
         self._connected.sendall(rest)
-        self._connected.settimeout(None)
+        self._connected.settimeout(0)
 
     def receive(self) -> Any:
         answer = self._gets(_AS_BYTES)
         try:
             while answer is self._nothing:
+                if not self._wait(self._patience):
+                    raise TimedOut("Timeout reading from socket")
                 part = self._recv(CHUNK)
                 if not part:
                     raise Disconnected("Connection closed by server.")
                 self._feed(part)
                 answer = self._gets(_AS_BYTES)
-        except (BlockingIOError, TimeoutError) as error:
+        except TimeoutError as error:  # the system's: it gave up to send something again
             raise TimedOut("Timeout reading from socket") from error
         except OSError as error:
             raise Disconnected(f"Error while reading from socket: {error.args}") from error
@@ -180,28 +177,21 @@ class _Direct:
         return answer
 
 
-def _direct(driver: Any, connected: Any) -> _Direct | None:
-    """Return the direct way to talk on a driver's socket; None where the driver has to do it.
+def _is_plain(driver: Any, connected: Any) -> bool:
+    """Tell whether nothing lies between us and a socket of the system.
 
-    That is so where something lies between the system and us, such as TLS, or what replaces threads, where somebody
-    else's connection sends or reads in a way of its own, as a Sentinel's does, and for health checks.
+    That would be TLS, what replaces threads, and somebody else's connection that sends or reads in its own way, as a
+    Sentinel's does. Health checks are the driver's too.
     """
     kind, reader = type(driver), getattr(getattr(driver, "_parser", None), "_reader", None)
-    if (
-        not _IS_LINUX
-        or not hasattr(select, "poll")  # what replaces threads may take it away
-        or Reader is None
-        or not isinstance(reader, Reader)
-        or reader.has_data()
-        or getattr(type(connected), "recv", None) is not _socket.socket.recv
-        or getattr(type(connected), "send", None) is not _socket.socket.send
-        or kind.send_packed_command is not AbstractConnection.send_packed_command
-        or kind.read_response is not AbstractConnection.read_response
-        or driver.health_check_interval
-    ):
-        return None
-    timeout = connected.gettimeout()
-    try:
-        return _Direct(connected, reader, timeout) if timeout else None
-    except OSError:
-        return None
+    return (
+        Reader is not None
+        and isinstance(reader, Reader)
+        and not reader.has_data()
+        and getattr(type(connected), "recv", None) is _socket.socket.recv
+        and getattr(type(connected), "send", None) is _socket.socket.send
+        and bool(connected.gettimeout())
+        and kind.send_packed_command is AbstractConnection.send_packed_command
+        and kind.read_response is AbstractConnection.read_response
+        and not driver.health_check_interval
+    )
