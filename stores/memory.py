@@ -101,8 +101,10 @@ class MemoryStore(Held, Announcing):
         """Make all the changes or none."""
         try:
             with self._lock:
-                self._check_open()
-                old, now = self._get(handle), self._now()
+                if self._closed:
+                    raise closed()
+                shard, now = self._shards.get(handle[:PREFIX], _NONE), self._now()
+                old = shard.get(handle)
                 if old is None:
                     raise gone()
                 try:
@@ -111,13 +113,19 @@ class MemoryStore(Held, Announcing):
                     if not old.is_live(now):
                         self._remove(old)
                     raise
-                self._replace(old, record)
+                if changes.idle is None and changes.own is None:
+                    shard[handle] = record
+                else:
+                    self._replace(old, record)
                 if changes.labels:
                     self._reindex(old, record)
         finally:
             if self._listeners:
                 self.announce(handle)
-        return Version.of(record.version, sums)
+        version = Version(record.version)
+        if sums:
+            version.sums = sums
+        return version
 
     def revoke(self, handle: str) -> bool:
         """End the session; return whether it was live."""
