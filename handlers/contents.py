@@ -75,9 +75,9 @@ class PlainContents:
 
     def read(self, record: Record, now: int) -> dict[str, Any] | Loaded:
         """Return the live fields."""
-        raw, times = split(record.fields)
+        raw, _, times = record.fields.partition(b"\n")  # split(), without its frame
         data, _ = self._serializer.unpack(raw)
-        if not times and _MARK not in raw:
+        if not times and raw.find(_MARK) < 0:  # Several times faster than "in", which takes bytes for a number first.
             return data
         deadlines = orjson.loads(times) if times else {}
         drop_expired(data, deadlines, now)
@@ -150,7 +150,7 @@ class OpaqueContents:
 def _shared_values(serializer: JsonSerializer, fields: bytes) -> dict[str, Any] | None:
     """Return the values that every request may copy; None if some could change in place, expire, or are no keys."""
     raw, times = split(fields)
-    return None if times or _MARK in raw else serializer.shared(raw)
+    return None if times or raw.find(_MARK) >= 0 else serializer.shared(raw)
 
 
 def field_of(key: str) -> str:
