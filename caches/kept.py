@@ -1,8 +1,8 @@
-"""A record as a cache keeps it: small, and made whole again by each request that uses it, faster than unpacked."""
+"""A record as a cache keeps it: small, and made whole again for requests that use it, faster than unpacked."""
 
 import sys
 from struct import Struct
-from typing import Final
+from typing import Final, Self
 
 from ..records import PROOF_BYTES, Record, check_proof
 
@@ -11,13 +11,15 @@ __all__ = ["Kept", "opened"]
 _NUMBERS: Final = Struct(f"8q{PROOF_BYTES}s")
 """What has one size in every record; it never leaves this process."""
 
+MOST_WHOLE: Final = 1024
+"""How many records are kept whole for the next requests, which takes half a megabyte."""
 
-class Kept:
-    """One entry: a record, its version, and until when it may be served, by the cache's own reckoning.
+_WHOLE: Final[list[tuple[object, Record]]] = [(None, Record("", "", 0, 0, 0, 0, b"", 0))] * MOST_WHOLE
+"""Entries with the records that were made of them last, each in the place of its handle. It takes no lock."""
 
-    It answers for the record it holds, so it can be used in its place; whoever uses more than a little of it takes
-    ``record()`` once. Nothing of it can be changed by whoever gets it.
-    """
+
+class _Unsealed:
+    """An entry while it is made, when nobody else has it: its attributes are set as fast as any."""
 
     __slots__ = (
         "_numbers", "address", "agent", "fields", "handle", "labels", "path", "previous", "until", "version",
@@ -34,31 +36,34 @@ class Kept:
     version: int
     _numbers: bytes
 
-    def __init__(self, record: Record, until: float) -> None:
+
+class Kept(_Unsealed):
+    """One entry: a record, its version, and until when it may be served, by the cache's own reckoning.
+
+    It answers for the record it holds, so it can be used in its place; whoever uses more than a little of it takes
+    ``record()`` once. Nothing of it can be changed by whoever gets it.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, record: Record, until: float) -> Self:
         """Take the record apart; raise UsageError for a proof that is not 32 bytes."""
-        check_proof(record.proof)
-        numbers = _NUMBERS.pack(
-            record.created, record.absolute, record.own, record.idle, record.seen, record.authenticated, record.grace,
-            record.form, record.proof,
-        )  # fmt: skip
-        for name, value in (
-            ("handle", record.handle),
-            ("version", record.version),
-            ("until", until),
-            ("_numbers", numbers),
-            # Handlers have one path, and clients few agents: many entries share each.
-            ("path", sys.intern(record.path)),
-            ("agent", sys.intern(record.agent)),
-            ("address", record.address),
-            ("labels", record.labels),
-            ("previous", record.previous),
-            ("fields", record.fields[:1] + record.fields[1:]),  # a copy, and so of exactly this size
-        ):
-            self._set(name, value)
+        (handle, path, created, absolute, own, idle, proof, seen, version, authenticated, previous, grace, labels,
+         agent, address, fields, form) = record  # fmt: skip
+        check_proof(proof)
+        made = _Unsealed()
+        made.handle, made.version, made.until = handle, version, until
+        made._numbers = _NUMBERS.pack(created, absolute, own, idle, seen, authenticated, grace, form, proof)  # noqa: SLF001 - our own
+        # Handlers have one path, and clients few agents: many entries share each.
+        made.path, made.agent = sys.intern(path), sys.intern(agent)
+        made.address, made.labels, made.previous = address, labels, previous
+        made.fields = fields[:1] + fields[1:]  # a copy, and so of exactly this size
+        made.__class__ = cls
+        return made  # type: ignore[return-value]
 
     def end(self, until: float) -> None:
         """Be served no longer than until then."""
-        self._set("until", min(self.until, until))
+        object.__setattr__(self, "until", min(self.until, until))
 
     def __setattr__(self, name: str, value: object) -> None:
         """Raise AttributeError: others get the same entry."""
@@ -66,22 +71,26 @@ class Kept:
             f"What a cache keeps cannot be changed: {name} of a record is set by apply(), in its store."
         )
 
-    _set = object.__setattr__
-
     @property
     def size(self) -> int:
         """How many bytes the record's contents have."""
-        texts = self.path, self.agent, self.address, self.labels, self.previous, self.fields
-        return _NUMBERS.size + sum(map(len, texts))
+        texts = len(self.path) + len(self.agent) + len(self.address) + len(self.labels)
+        return _NUMBERS.size + texts + len(self.previous) + len(self.fields)
 
     def record(self) -> Record:
-        """Return the record."""
+        """Return the record. It is made once for several requests, if these come soon after one another."""
+        place = hash(self.handle) % MOST_WHOLE
+        kept, whole = _WHOLE[place]
+        if kept is self:
+            return whole
         created, absolute, own, idle, seen, authenticated, grace, form, proof = _NUMBERS.unpack(self._numbers)
-        return tuple.__new__(  # as _make() does, without a frame of its own
+        whole = tuple.__new__(  # as _make() does, without a frame of its own
             Record,
             (self.handle, self.path, created, absolute, own, idle, proof, seen, self.version, authenticated,
              self.previous, grace, self.labels, self.agent, self.address, self.fields, form),
         )  # fmt: skip
+        _WHOLE[place] = self, whole
+        return whole
 
     def __eq__(self, other: object) -> bool:
         """Tell whether it is the same record."""
@@ -105,5 +114,5 @@ def _answering(name: str) -> property:
 
 # Not by __getattr__: a class that has one is slow at every attribute it has.
 for _name in vars(Record):
-    if not _name.startswith("_") and _name not in Kept.__slots__:
+    if not _name.startswith("_") and _name not in _Unsealed.__slots__:
         setattr(Kept, _name, _answering(_name))

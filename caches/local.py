@@ -17,7 +17,7 @@ from ..clock import Clock, Duration, SystemClock, milliseconds, stopwatch
 from ..errors import ConfigError
 from ..forks import Held
 from ..records import Record
-from .kept import Kept
+from .kept import Kept, opened
 from .protocol import MAX_STALENESS, Lease
 from .stats import Stats
 
@@ -163,7 +163,7 @@ class LocalCache(Held):
 
     def _packed(self, record: Record, until: float) -> Kept | None:
         try:
-            return Kept(record, until)
+            return Kept(opened(record) or record, until)
         except Exception:  # noqa: BLE001 - what cannot be packed is not kept, and whoever fills has the record
             self._errors += 1
             return None

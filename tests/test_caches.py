@@ -13,6 +13,7 @@ from sessiontree.caches import Cache, Stats
 from sessiontree.caches.conformance import CacheConformance, CacheSafety
 from sessiontree.caches.conformance.tools import InterruptedClock, a_record, fresh_handle, opened, put, served
 from sessiontree.caches.disk import DiskCache
+from sessiontree.caches.kept import MOST_WHOLE
 from sessiontree.caches.local import LocalCache
 from sessiontree.caches.null import NullCache
 from sessiontree.caches.protocol import Lingering
@@ -1017,3 +1018,44 @@ def test_many_threads_on_tiers_of_memory_and_disk_are_served_nothing_that_was_dr
     random.seed(0)
     SUITE.test_threads_with_handles_of_their_own_see_what_they_wrote(cache)
     cache.close()
+
+
+def test_a_cache_takes_what_another_one_has_found(clock):
+    near, far = LocalCache(clock=clock), LocalCache(clock=clock)
+    record = a_record(far)
+    put(far, record)
+    assert put(near, far.get(record.handle))
+    assert served(near, record.handle) == record
+
+
+def test_the_record_of_an_entry_is_made_once_until_another_one_takes_its_place():
+    cache = LocalCache()
+    first = a_record(cache)
+    others = (a_record(cache) for _ in range(100 * MOST_WHOLE))
+    second = next(other for other in others if (hash(other.handle) - hash(first.handle)) % MOST_WHOLE == 0)
+    for record in (first, second):
+        put(cache, record)
+    kept, other = cache.get(first.handle), cache.get(second.handle)
+    whole = kept.record()
+    assert kept.record() is whole
+    assert other.record() == second
+    assert kept.record() is not whole
+    assert kept.record() == whole == first
+
+
+def test_what_replaces_an_entry_has_a_record_of_its_own():
+    cache = LocalCache()
+    put(cache, record := a_record(cache))
+    assert cache.get(record.handle).record() == record
+    put(cache, record._replace(version=7))
+    assert cache.get(record.handle).record().version == 7
+
+
+def test_nothing_of_an_entry_can_be_changed():
+    cache = LocalCache()
+    put(cache, record := a_record(cache))
+    kept = cache.get(record.handle)
+    for name in ("fields", "version", "until", "labels", "new"):
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            setattr(kept, name, None)
+    assert kept.record() == kept == record
