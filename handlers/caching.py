@@ -56,9 +56,11 @@ def loaded_one(store: "Store", wanted: Wanted) -> "Record | None":
     known, lease = _leased(wanted)
     if known:
         return None
-    found: dict[str, Record | None] = {}
-    _load(store, [wanted], found)
-    record = found[wanted.handle]
+    handler, handle, version = wanted
+    if handler.config.outage == "raise":
+        record = _newest(store, handle, version)
+    else:
+        record = breaker_of(store).call(_newest, store, handle, version)
     if lease is not None:
         _fill(wanted, record, lease)
     return record
@@ -79,9 +81,10 @@ def _ask(store: "Store", wanted: list[Wanted], found: "dict[str, Record | None]"
     What needs no second trip is entered before the first of those.
     """
     if len(wanted) == 1:
-        loaded = {wanted[0].handle: store.load(wanted[0].handle)}
-    else:
-        loaded = {**store.load_many([each.handle for each in wanted])}
+        [(_, handle, version)] = wanted
+        found[handle] = _newest(store, handle, version)
+        return
+    loaded = store.load_many([each.handle for each in wanted])
     older: list[Record] = []
     for _, handle, version in wanted:
         record = loaded.get(handle)
@@ -91,6 +94,12 @@ def _ask(store: "Store", wanted: list[Wanted], found: "dict[str, Record | None]"
             older.append(record)
     for record in older:
         found[record.handle] = reloaded(store, record)
+
+
+def _newest(store: "Store", handle: str, version: int) -> "Record | None":
+    """Return the record, in one trip, and in one more if it is older than its client has seen."""
+    record = store.load(handle)
+    return record if record is None or record.version >= version else reloaded(store, record)
 
 
 def reloaded(store: "Store", record: Record) -> "Record | None":
