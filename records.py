@@ -56,7 +56,6 @@ __all__ = [
     "check_numbers",
     "check_proof",
     "check_size",
-    "check_writable",
     "closed",
     "drop_expired",
     "gone",
@@ -373,10 +372,7 @@ def changed_packed(
         form, version, created, absolute, own, idle, seen, authenticated, grace, mine, size = _HEAD.unpack_from(raw)
     except (struct_error, TypeError) as error:
         raise gone() from error
-    if form != FORM:
-        check_form(form)
-    if not compare_digest(mine, proof) or not (now < absolute and now < own and now < idle):
-        raise gone()
+    _check_writable(form, mine, proof, now < absolute and now < own and now < idle)
     end = _HEAD.size + size
     fields, sums = changed_fields(raw[end:], changes, now, largest)
     if changes.sets or changes.deletes or changes.adds or changes.expects:
@@ -398,10 +394,7 @@ def changed(
     # All fields at once, for every write does it: one by one, each of them costs two or three times as much.
     (handle, path, created, absolute, own, idle, mine, seen, version, authenticated, previous, grace, labels, agent,
      address, before, form) = record  # fmt: skip
-    if form != FORM:
-        check_form(form)
-    if not compare_digest(mine, proof) or not (now < absolute and now < own and now < idle):
-        raise gone()
+    _check_writable(form, mine, proof, now < absolute and now < own and now < idle)
     fields, sums = changed_fields(before, changes, now, largest)
     if fields is not before and changes[_FIRST_OF_IDENTITY:] == _SAME_IDENTITY:  # is_data, without its frame
         return tuple.__new__(
@@ -433,9 +426,11 @@ def reidentified(record: Record, changes: Changes, now: int) -> Record:
     return record
 
 
-def check_writable(record: Record, proof: bytes, now: int) -> None:
-    """Raise SessionGone unless the record is live and the proof is its current one."""
-    if not compare_digest(record.proof, proof) or not record.is_live(now):
+def _check_writable(form: int, mine: bytes, proof: bytes, is_live: bool) -> None:  # noqa: FBT001 - positional, for speed
+    """Raise SessionGone unless the record is live and the proof is its own; StoreUnavailable for a newer form."""
+    if form != FORM:
+        check_form(form)
+    if not is_live or not compare_digest(mine, proof):
         raise gone()
 
 

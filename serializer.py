@@ -74,7 +74,7 @@ class JsonSerializer:
     def loads(self, data: bytes) -> object:
         """Return the value that ``dumps`` was given; raises ValueError if these are not such bytes."""
         value = orjson.loads(data)
-        return _decoded(value) if TAG in data else value
+        return value if data.find(TAG) < 0 else _decoded(value)
 
     def admit(self, value: object) -> bool:
         """Tell whether the value is plain JSON, which needs no tags; raise TypeError if it cannot be kept."""
@@ -102,7 +102,7 @@ class JsonSerializer:
         fields = orjson.loads(data)
         if fields.__class__ is not dict:
             raise ValueError("The data of a session is an object.")
-        if TAG not in data:
+        if data.find(TAG) < 0:  # Several times faster than "in", which takes bytes for a number first.
             return fields, True
         return {key: _decoded(value) for key, value in fields.items()}, False
 
@@ -111,7 +111,7 @@ class JsonSerializer:
 
         So many requests may copy what was read once.
         """
-        if b"[" in data or data.find(b"{", 1) > 0:  # A list, a dict, a tag, or text that looks so.
+        if data.find(b"[") >= 0 or data.find(b"{", 1) > 0:  # A list, a dict, a tag, or text that looks so.
             return None
         try:
             fields = orjson.loads(data)

@@ -169,7 +169,7 @@ def applied(store, write):
 @pytest.mark.parametrize("way", ["prepared", "together", "unprepared"])
 def test_every_change_ends_as_in_memory(url, way):
     clock, prepared = FakeClock(NOW / 1000), way != "unprepared"
-    store = PostgresStore.from_url(url, schema=SCHEMA, clock=clock, largest=LARGEST, prepared=prepared)
+    store = PostgresStore.from_url(url, schema=SCHEMA, clock=clock, largest=LARGEST, prepared=prepared, timeout=20)
     store.together = way == "together"
 
     @settings(
