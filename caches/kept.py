@@ -12,7 +12,10 @@ _NUMBERS: Final = Struct(f"8q{PROOF_BYTES}s")
 """What has one size in every record; it never leaves this process."""
 
 MOST_WHOLE: Final = 1024
-"""How many records are kept whole for the next requests, which takes half a megabyte."""
+"""How many records are kept whole for the next requests, which takes half a megabyte where sessions are small."""
+
+LONGEST_WHOLE: Final = 4096
+"""How many bytes of fields such a record may have: it stays when the cache that it comes from has forgotten it."""
 
 _WHOLE: Final[list[tuple[object, Record]]] = [(None, Record("", "", 0, 0, 0, 0, b"", 0))] * MOST_WHOLE
 """Entries with the records that were made of them last, each in the place of its handle. It takes no lock."""
@@ -78,7 +81,7 @@ class Kept(_Unsealed):
         return _NUMBERS.size + texts + len(self.previous) + len(self.fields)
 
     def record(self) -> Record:
-        """Return the record. It is made once for several requests, if these come soon after one another."""
+        """Return the record. A small one is made once for several requests, if these come soon after one another."""
         place = hash(self.handle) % MOST_WHOLE
         kept, whole = _WHOLE[place]
         if kept is self:
@@ -89,7 +92,8 @@ class Kept(_Unsealed):
             (self.handle, self.path, created, absolute, own, idle, proof, seen, self.version, authenticated,
              self.previous, grace, self.labels, self.agent, self.address, self.fields, form),
         )  # fmt: skip
-        _WHOLE[place] = self, whole
+        if len(self.fields) <= LONGEST_WHOLE:
+            _WHOLE[place] = self, whole
         return whole
 
     def __eq__(self, other: object) -> bool:

@@ -13,7 +13,7 @@ from sessiontree.caches import Cache, Stats
 from sessiontree.caches.conformance import CacheConformance, CacheSafety
 from sessiontree.caches.conformance.tools import InterruptedClock, a_record, fresh_handle, opened, put, served
 from sessiontree.caches.disk import DiskCache
-from sessiontree.caches.kept import MOST_WHOLE
+from sessiontree.caches.kept import LONGEST_WHOLE, MOST_WHOLE
 from sessiontree.caches.local import LocalCache
 from sessiontree.caches.null import NullCache
 from sessiontree.caches.protocol import Lingering
@@ -1041,6 +1041,18 @@ def test_the_record_of_an_entry_is_made_once_until_another_one_takes_its_place()
     assert other.record() == second
     assert kept.record() is not whole
     assert kept.record() == whole == first
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_large_record_is_not_kept_whole_when_its_cache_has_forgotten_it(beyond):
+    """A cache counts its bytes, and nobody counts those of the records that are kept whole."""
+    cache = LocalCache()
+    put(cache, record := a_record(cache, fields=b"x" * (LONGEST_WHOLE + beyond)))
+    kept = cache.get(record.handle)
+    cache.close()
+    whole = kept.record()
+    assert whole == record
+    assert (kept.record() is whole) == (beyond == 0)
 
 
 def test_what_replaces_an_entry_has_a_record_of_its_own():
