@@ -74,6 +74,10 @@ class Kept(_Unsealed):
             f"What a cache keeps cannot be changed: {name} of a record is set by apply(), in its store."
         )
 
+    def __delattr__(self, name: str) -> None:
+        """Raise AttributeError as well."""
+        self.__setattr__(name, None)
+
     @property
     def size(self) -> int:
         """How many bytes the record's contents have."""

@@ -1070,4 +1070,6 @@ def test_nothing_of_an_entry_can_be_changed():
     for name in ("fields", "version", "until", "labels", "new"):
         with pytest.raises(AttributeError, match="cannot be changed"):
             setattr(kept, name, None)
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            delattr(kept, name)
     assert kept.record() == kept == record
