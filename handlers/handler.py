@@ -118,8 +118,8 @@ class Handler:
         """Return a child handler, whose sessions live only while their parent's session lives.
 
         It inherits everything but the name, the cookie's name, the three lives, ``with_eager``, ``server_only``,
-        ``fixed_id`` and ``with_max_sessions``; nor a cache, where it is server-only or kept by the client, and then
-        not ``with_outage("stale")`` either.
+        ``fixed_id`` and ``with_max_sessions``; nor a cache, where it is server-only or kept by the client; nor
+        ``with_outage("stale")``, where it has no cache.
         """
         config = replace(
             self.config,
