@@ -12,7 +12,7 @@ opened: JSON ignores them, and cutting them off would copy every token once more
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,6 +24,7 @@ from ..errors import BadCookie, CookieTooLarge
 from ..keys import EPOCH_BYTES, PIECE, HourlyKeys, KeyRing, Keys, joined
 from ..serializer import JsonSerializer
 from .encoding import NONCE_BYTES, decode, encode, nonce
+from .remembered import Remembered, TokenCodec
 
 __all__ = [
     "LARGEST_TOKEN",
@@ -31,7 +32,6 @@ __all__ = [
     "FieldSealer",
     "SealedTokens",
     "SignedTokens",
-    "TokenCodec",
     "token_codec",
 ]
 
@@ -47,28 +47,6 @@ PADDINGS: Final = (b"", b" ", b"  ")
 ONLY: Final = bytes((0, 1))
 FIRST: Final = bytes((0, 2))
 SECOND: Final = bytes((1, 2))
-
-
-class TokenCodec(Protocol):
-    """Turns bytes into a token and back."""
-
-    current: str
-    """The start of every token that the newest key of the ring makes, and of no other."""
-
-    def seal(self, content: bytes) -> str:
-        """Return the token that holds the content."""
-        ...
-
-    def sealer(self, before: str = "", after: str = "") -> "Callable[[bytes], str]":
-        """Return a function that returns the token for a content, with this text around it."""
-        ...
-
-    def open(self, token: str) -> bytes:
-        """Return the content, maybe with blanks behind it.
-
-        Raises BadCookie, always the same, for any text that is no such token.
-        """
-        ...
 
 
 def token_codec(keys: KeyRing, purpose: str, path: str, *, sealed: bool, clock: Clock) -> TokenCodec:
@@ -223,7 +201,8 @@ class CookieCodec:
     def __init__(self, name: str, keys: Keys, *, encrypted: bool = False, clock: Clock | None = None) -> None:
         """Bind to a name, so that text made for one name never decodes for another."""
         ring = KeyRing.of(keys)
-        self._tokens = token_codec(ring, "cookie codec", name, sealed=encrypted, clock=clock or SystemClock())
+        tokens = token_codec(ring, "cookie codec", name, sealed=encrypted, clock=clock or SystemClock())
+        self._tokens = Remembered(tokens, bytes)
         self._serializer = JsonSerializer()
 
     def encode(self, values: Mapping[str, Any], expiries: Mapping[str, int] | None = None) -> str:

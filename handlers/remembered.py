@@ -6,11 +6,9 @@ entry. The keys of a codec never change, so nothing here outlives its key; and o
 """
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
-from .codec import TokenCodec
-
-__all__ = ["Remembered"]
+__all__ = ["Remembered", "TokenCodec"]
 
 T = TypeVar("T")
 
@@ -19,6 +17,28 @@ MEMO_CHARACTERS: Final = 1 << 19
 
 MEMO_KEY: Final = 40
 """How many of a token's last characters it is found by."""
+
+
+class TokenCodec(Protocol):
+    """Turns bytes into a token and back."""
+
+    current: str
+    """The start of every token that the newest key of the ring makes, and of no other."""
+
+    def seal(self, content: bytes) -> str:
+        """Return the token that holds the content."""
+        ...
+
+    def sealer(self, before: str = "", after: str = "") -> Callable[[bytes], str]:
+        """Return a function that returns the token for a content, with this text around it."""
+        ...
+
+    def open(self, token: str) -> bytes:
+        """Return the content, maybe with blanks behind it.
+
+        Raises BadCookie, always the same, for any text that is no such token.
+        """
+        ...
 
 
 class Remembered(Generic[T]):

@@ -22,9 +22,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from ..clock import FOREVER
 from ..errors import BadCookie, CookieTooLarge
 from ..serializer import JsonSerializer
-from .codec import TokenCodec
 from .ids import HANDLE_BYTES
-from .remembered import Remembered
+from .remembered import Remembered, TokenCodec
 
 __all__ = [
     "HANDLE",
