@@ -1,5 +1,6 @@
 """A RedisStore keeps the whole contract, on Valkey and on Debian's Redis, and what it has of its own."""
 
+import ctypes
 import gc
 import itertools
 import os
@@ -592,18 +593,25 @@ def test_an_error_shows_no_password():
 # -- processes ------------------------------------------------------------------------------------
 
 
-def test_a_forked_child_has_connections_of_its_own(store):
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["Python", "C"])
+def test_a_forked_child_has_connections_of_its_own(store, fork):
+    """Some servers fork in C, and no hook of Python's runs."""
     record = new(store)
-    child = os.fork()
+
+    def count(who):
+        for number in range(1, 201):
+            assert store.apply(record.handle, PROOF, Changes(adds={who: 1})).sums == {who: number}
+            assert contents(store, record.handle)[who] == js(number)
+            assert store.load_many([record.handle])[record.handle].handle == record.handle
+
+    child = fork()
     if not child:
         try:
-            for _ in range(200):
-                store.apply(record.handle, PROOF, Changes(adds={"child": 1}))
+            count("child")
         except BaseException:  # noqa: BLE001 - the parent sees the status
             os._exit(1)
         os._exit(0)
-    for _ in range(200):
-        store.apply(record.handle, PROOF, Changes(adds={"parent": 1}))
+    count("parent")
     assert os.waitpid(child, 0)[1] == 0
     assert contents(store, record.handle) == {"parent": js(200), "child": js(200)}
 

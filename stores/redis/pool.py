@@ -23,6 +23,7 @@ from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError, Redi
 from redis.exceptions import TimeoutError as TimedOut
 
 from ...errors import StoreUnavailable
+from ...forks import mark
 from ...records import closed
 from .connection import Connection, made_driver
 from .lua import Script
@@ -89,14 +90,13 @@ class Pool:
         self._client_pool = client_pool
         self.timeout = timeout
         self._idle: deque[Connection] = deque()
-        self._inherited: deque[Connection] = deque()
-        self._has_forked = False
         self._closed = False
         self._era = object()
         """What the connections share that are not to be made anew before they are used again."""
         self.at_begin: Callable[[], object] | None = None
         """What is called when a forked process first uses the pool."""
         self.name = _name_of(client_pool)
+        self._mark = mark()
         _POOLS.add(self)
 
     # -- one command -----------------------------------------------------------------------
@@ -121,6 +121,8 @@ class Pool:
 
     def ask(self, command: Command, *, reads: bool) -> Any:
         """Return the answer to a command; raise what redis-py raises."""
+        if not self._mark[0]:
+            self._begin()
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -280,6 +282,8 @@ class Pool:
     # -- the pool --------------------------------------------------------------------------
 
     def _take(self) -> Connection:
+        if not self._mark[0]:
+            self._begin()
         try:
             return self._idle.pop()
         except IndexError:
@@ -287,16 +291,16 @@ class Pool:
 
     def _made(self) -> Connection:
         self.check_open()
-        if self._has_forked:
-            self._begin()
-            with suppress(IndexError):
-                return self._idle.pop()
         return Connection(made_driver(self._client_pool, self.timeout), self._era)
 
     def _begin(self) -> None:
-        """Take over what a forked process inherited, now that it uses the pool."""
-        self._has_forked = False
-        self._idle, self._inherited = self._inherited, self._idle
+        """Have what a forked process inherited made anew, now that it uses the pool.
+
+        A server that forks in C runs no hooks of Python's: its connections are the parent's still.
+        """
+        here = mark()
+        self._begin_era()
+        self._mark = here
         if self.at_begin is not None:
             self.at_begin()
 
@@ -335,9 +339,7 @@ class Pool:
 
     def leave_to_parent(self) -> None:
         """Close what a forked process inherits, which ends nothing for its parent."""
-        self._has_forked = True
-        self._inherited, self._idle = deque([*self._inherited, *self._idle]), deque()
-        for connection in self._inherited:
+        for connection in self._idle:
             connection.driver.disconnect()
 
 
