@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -614,6 +615,20 @@ def test_a_forked_child_has_connections_of_its_own(store, fork):
     count("parent")
     assert os.waitpid(child, 0)[1] == 0
     assert contents(store, record.handle) == {"parent": js(200), "child": js(200)}
+
+
+def test_answers_that_are_errors_are_no_garbage(store, client, prefix):
+    client.set(f"{prefix}:text", "not ours")
+    ask = partial(store._pool.read_many, [(b"HGETALL", f"{prefix}:text".encode())] * 3)
+    assert ask() == [None] * 3
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            ask()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_connections_are_used_again(store, client):

@@ -242,7 +242,7 @@ class Pool:
                 try:
                     answers.append(connection.receive())
                 except ResponseError as error:
-                    answers.append(error)
+                    answers.append(error.with_traceback(None))  # that holds this frame, and it the answers
         except BaseException:
             self.drop(connection)
             raise
