@@ -348,6 +348,36 @@ def test_a_forked_child_hears_for_itself_and_its_parent_goes_on(server, prefix):
     assert output(script, server, prefix) == ("well\n", "", 0)
 
 
+def test_a_forked_child_that_watches_before_it_does_anything_else_has_one_thread(server, prefix):
+    """Two would read from one connection what is half the other's."""
+    script = """
+    import threading
+    store, other, heard, more = made(), made(), Heard(), Heard()
+    store.watch(heard.on_change)
+    child = os.fork()
+    if not child:
+        try:
+            store.watch(more.on_change)
+            for _ in range(20):
+                handle = new(store).handle
+                assert heard.has(handle)
+                assert more.has(handle)
+            assert sum(each.name == "sessiontree-watch" and each.is_alive() for each in threading.enumerate()) == 1
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    for _ in range(20):
+        assert heard.has(new(other).handle)
+    assert os.waitpid(child, 0)[1] == 0
+    assert heard.has(new(other).handle)
+    assert None not in heard.forget(), "The parent lost nothing by the fork."
+    print("well", flush=True)
+    """
+    assert output(script, server, prefix) == ("well\n", "", 0)
+
+
 def test_a_process_may_fork_at_any_moment(server, prefix):
     script = f"""
     import threading

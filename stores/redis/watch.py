@@ -8,7 +8,6 @@ reads. A connection that is lost may have missed changes, and so may one that co
 
 import os
 from contextlib import suppress
-from os import getpid
 from socket import SHUT_RDWR
 from threading import Event, Lock, Thread
 from typing import Any, Final
@@ -42,7 +41,6 @@ class Feed(Announcing):
         super().__init__()
         self._owner = ref(owner)
         self._pool, self._name, self._prefix = pool, name, prefix
-        self._pid = getpid()
         self._lock = Lock()
         self._thread: Thread | None = None
         self._connection: Any = None
@@ -68,12 +66,9 @@ class Feed(Announcing):
         self._wake()
 
     def begin_process(self) -> None:
-        """Start a thread in a forked process, for those who listened in the parent."""
+        """Start a thread in a forked process, for those who listened in the parent, unless it has one."""
         with self._lock:
-            if self._pid == getpid():
-                return
-            self._pid = getpid()
-            if self._listeners:
+            if self._listeners and self._thread is None:
                 try:
                     self._start()
                 except RuntimeError as error:  # the process may have no more threads; its verbs need none
