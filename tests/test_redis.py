@@ -591,6 +591,20 @@ def test_an_error_shows_no_password():
     assert "127.0.0.1:1" in str(caught.value)
 
 
+def test_what_the_client_does_while_a_node_moves_is_not_kept(prefix, clock):
+    """redis-py takes it back when the move is over, from connections of its own alone."""
+    moves = pytest.importorskip("redis.maint_notifications", reason="This redis-py knows of no moves.")
+    with closing(Redis.from_url(valkey.started("valkey").tcp_url, protocol=3, socket_timeout=3)) as client:
+        known = client.connection_pool.connection_kwargs
+        moved = moves.NodeMovingNotification(1, "moved.invalid", 6379, 30)
+        known.update(moves._build_moving_connection_kwargs(moved, known["maint_notifications_config"]))
+        assert known["host"] == "moved.invalid"
+        with closing(RedisStore(client, prefix=prefix, clock=clock)) as store:
+            new(store)
+            driver = store._pool._idle[-1].driver
+            assert (driver.host, driver.socket_timeout) == ("127.0.0.1", 3)
+
+
 # -- processes ------------------------------------------------------------------------------------
 
 

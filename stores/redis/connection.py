@@ -30,6 +30,13 @@ CHUNK: Final = 1 << 16
 _AS_BYTES: Final = False
 """What a reader is told that decodes for other users of the client."""
 
+_BEFORE_MOVE: Final = {
+    "host": "orig_host_address",
+    "socket_timeout": "orig_socket_timeout",
+    "socket_connect_timeout": "orig_socket_connect_timeout",
+}
+"""Where redis-py keeps settings that it changes while a node moves."""
+
 
 def made_driver(pool: Any, timeout: float) -> Any:
     """Return a new connection of redis-py's as a pool of its own would make it, which is not one of the pool's.
@@ -37,8 +44,12 @@ def made_driver(pool: Any, timeout: float) -> Any:
     A pool counts what it ever made, and has no word for what is no longer needed. The older protocol takes a quarter
     less time to read, and every release of redis-py speaks it.
     """
-    # A server tells of its maintenance in the newer protocol alone; when it cuts us off, we come back without.
-    settings = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+    # A server tells of its maintenance in the newer protocol alone; when it cuts us off, we come back without. So what
+    # the pool has for as long as a node moves is not for us, who would keep it.
+    given = pool.connection_kwargs.copy()
+    settings = {name: value for name, value in given.items() if not name.startswith("maint")}
+    if given.get("maintenance_notification_hash") is not None:
+        settings.update({name: given[before] for name, before in _BEFORE_MOVE.items() if name in given})
     driver = pool.connection_class(**{**settings, "protocol": 2})
     for name in ("socket_timeout", "socket_connect_timeout"):
         if getattr(driver, name, timeout) is None:
