@@ -137,25 +137,30 @@ class Noting(UnixDomainSocketConnection):
         return super().send_packed_command(command, **named)
 
 
-class Green(socket.socket):
+class Receiving(socket.socket):
     """Somebody's own socket."""
 
     def recv_into(self, *arguments):
         return super().recv_into(*arguments)
 
-    def recv(self, *arguments):
-        return super().recv(*arguments)
+
+class Sending(socket.socket):
+    def sendall(self, *arguments):
+        return super().sendall(*arguments)
 
 
-class OnGreen(UnixDomainSocketConnection):
-    def _connect(self):
-        made = Green(socket.AF_UNIX)
-        made.connect(self.path)
-        made.settimeout(self.socket_timeout)
-        return made
+def on(kind):
+    class Made(UnixDomainSocketConnection):
+        def _connect(self):
+            made = kind(socket.AF_UNIX)
+            made.connect(self.path)
+            made.settimeout(self.socket_timeout)
+            return made
+
+    return Made
 
 
-@pytest.mark.parametrize("kind", [Noting, OnGreen])
+@pytest.mark.parametrize("kind", [Noting, on(Receiving), on(Sending)])
 def test_a_connection_or_a_socket_of_others_is_used_in_its_own_way(clock, kind):
     server = valkey.started("valkey")
     with closing(Redis.from_url(server.url, socket_timeout=20)) as client:

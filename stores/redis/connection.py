@@ -30,6 +30,9 @@ CHUNK: Final = 1 << 16
 _AS_BYTES: Final = False
 """What a reader is told that decodes for other users of the client."""
 
+_WAYS: Final = ("recv", "recv_into", "send", "sendall")
+"""How we, and redis-py, talk on a socket: one that has another way of its own for any is no plain one."""
+
 _BEFORE_MOVE: Final = {
     "host": "orig_host_address",
     "socket_timeout": "orig_socket_timeout",
@@ -199,8 +202,7 @@ def _is_plain(driver: Any, connected: Any) -> bool:
         Reader is not None
         and isinstance(reader, Reader)
         and not reader.has_data()
-        and getattr(type(connected), "recv", None) is _socket.socket.recv
-        and getattr(type(connected), "send", None) is _socket.socket.send
+        and all(getattr(type(connected), name, None) is getattr(_socket.socket, name) for name in _WAYS)
         and bool(connected.gettimeout())
         and kind.send_packed_command is AbstractConnection.send_packed_command
         and kind.read_response is AbstractConnection.read_response
