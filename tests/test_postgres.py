@@ -1,5 +1,6 @@
 """The PostgreSQL store keeps the contract on every server, and what it has of its own."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -802,12 +803,14 @@ def test_the_server_gives_up_too_what_a_process_that_was_stopped_holds(store, ur
         assert own._idle[0].driver.execute("SHOW statement_timeout").fetchone() == ("7s",)
 
 
-def test_a_forked_child_uses_connections_of_its_own(store, url):
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["Python", "C"])
+def test_a_forked_child_uses_connections_of_its_own(store, url, fork):
+    """Some servers fork in C, and no hook of Python's runs."""
     record = new(store)
     backends = "SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE application_name = 'sessiontree'"
     children = []
     for _ in range(3):
-        pid = os.fork()
+        pid = fork()
         if not pid:
             status = 1
             try:

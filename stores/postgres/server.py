@@ -8,6 +8,7 @@ pool takes as long to give and take one as Python takes for the rest of a verb.
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Lock
 from typing import Any, Final, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,6 +19,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from ...clock import LONGEST_WAIT_MS, Clock, Duration, SystemClock, waiting
 from ...errors import ConfigError, SessionError, StoreCorrupt, StoreUnavailable
+from ...forks import mark
 from ...records import LARGEST, closed
 from .connection import FAILURES, FRESH, OK, Connection, Statement, seconds
 from .schema import admitted, brought_up
@@ -117,6 +119,8 @@ class PostgresServer:
         self._waiting: list[None] = []
         """One for each thread that waits for the pool."""
         self._closed = False
+        self._leaving = Lock()
+        self._mark = mark()
         _SERVERS.add(self)
 
     def create_schema(self) -> None:
@@ -142,6 +146,7 @@ class PostgresServer:
     def close(self) -> None:
         """Close the connections, if ``from_url`` made them; those in use close with the verb that uses them."""
         self._closed = True
+        self._begin_process()
         if self._owns_pool:
             self._return_idle()
             self._pool.close()
@@ -150,6 +155,8 @@ class PostgresServer:
 
     def _do(self, verb: Callable[[Connection, *_Ts], _T], *arguments: *_Ts) -> _T:
         """Return what the verb returns, with a connection of its own; here alone psycopg's errors become ours."""
+        if not self._mark[0]:
+            self._begin_process()
         now = seconds()
         try:
             connection = self._idle.pop()
@@ -226,6 +233,7 @@ class PostgresServer:
 
     def _taken_driver(self) -> psycopg.Connection[Any]:
         self._check_open()
+        self._begin_process()
         self._waiting.append(None)
         try:
             if self._owns_pool:
@@ -293,12 +301,20 @@ class PostgresServer:
         if connection.pgconn.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
             connection.run(_ROLLBACK)
 
+    def _begin_process(self) -> None:
+        """Leave to a parent what is its own, where a server has forked in C: then no hook of Python's runs."""
+        with self._leaving:
+            if not self._mark[0]:
+                self._leave_to_parent()
+
     def _leave_to_parent(self) -> None:
         """Take a pool of this process's own; what was inherited through a fork is kept, and never touched."""
+        here = mark()
         _INHERITED.append((self._pool, self._idle))
         self._pool._closed = True  # noqa: SLF001 - or its finalizer would wait for threads of the parent
         self._pool, self._owns_pool = _like(self._pool), True
         self._idle, self._waiting, self._connections = [], [], WeakKeyDictionary()
+        self._mark = here
 
     def _ours(self, error: BaseException) -> SessionError:
         if not isinstance(error, Error):
@@ -406,7 +422,8 @@ _SERVERS: Final[WeakSet[PostgresServer]] = WeakSet()
 
 def _after_in_child() -> None:
     for server in list(_SERVERS):
-        server._leave_to_parent()  # noqa: SLF001 - of this module
+        server._leaving = Lock()  # noqa: SLF001 - of this module
+        server._leave_to_parent()  # noqa: SLF001 - as above
 
 
 os.register_at_fork(after_in_child=_after_in_child)
