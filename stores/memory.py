@@ -122,10 +122,7 @@ class MemoryStore(Held, Announcing):
         finally:
             if self._listeners:
                 self.announce(handle)
-        version = Version(record.version)
-        if sums:
-            version.sums = sums
-        return version
+        return Version.of(record.version, sums)
 
     def revoke(self, handle: str) -> bool:
         """End the session; return whether it was live."""

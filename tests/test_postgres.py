@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -827,6 +828,31 @@ def test_a_forked_child_uses_connections_of_its_own(store, url, fork):
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 3
     assert contents(store, record.handle) == {"n": js(120)}
     assert store._pool.get_stats()["connections_num"] == 1, "No child has closed or used the parent's."
+
+
+def test_a_child_that_was_forked_in_c_closes_no_pool_of_the_applications(url, clock):
+    """The application opens its pool in the worker, as psycopg advises, before the store is used there."""
+    pool = ConnectionPool(url, kwargs={"autocommit": True}, min_size=0, max_size=2, open=False)
+    store = PostgresStore(pool, schema=OWN, clock=clock)
+    pid = ctypes.PyDLL(None).fork()
+    if not pid:
+        status = 1
+        try:
+            signal.alarm(20)
+            pool.open()
+            store.load("a")
+            with pool.connection() as connection:
+                status = 0 if connection.execute("SELECT 1").fetchone() == (1,) else 2
+            store.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_who_was_not_forked_takes_no_lock_that_a_child_could_inherit(store):
+    store._leaving = None
+    assert store.load(new(store).handle)
+    store.close()
 
 
 def test_a_child_of_a_pool_of_the_applications_own_takes_one_like_it(pool, clock):

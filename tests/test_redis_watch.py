@@ -378,6 +378,28 @@ def test_a_forked_child_that_watches_before_it_does_anything_else_has_one_thread
     assert output(script, server, prefix) == ("well\n", "", 0)
 
 
+def test_a_child_that_was_forked_in_c_waits_for_no_lock_of_the_feed_and_ends_none(server, prefix):
+    script = """
+    import ctypes, signal
+    store, other, heard = made(), made(), Heard()
+    stop = store.watch(heard.on_change)
+    assert heard.has(new(other).handle)
+    heard.forget()
+    for act in (lambda: store.load("a"), stop, store.close):
+        with store._feed._lock:
+            child = ctypes.PyDLL(None).fork()
+            if not child:
+                signal.alarm(20)
+                act()
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert heard.has(new(other).handle)
+    assert None not in heard.forget(), "The parent lost nothing by the fork."
+    print("well", flush=True)
+    """
+    assert output(script, server, prefix) == ("well\n", "", 0)
+
+
 def test_a_process_may_fork_at_any_moment(server, prefix):
     script = f"""
     import threading

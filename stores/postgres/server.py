@@ -129,6 +129,7 @@ class PostgresServer:
         Call it once for each deployment, as a role that may create a schema. Any number of processes may call it at
         once, and older releases go on. Raises ConfigError for a schema that is used for something else.
         """
+        self._begin_process()
         driver = self._taken_driver()
         self._check_fit(driver)
         try:
@@ -233,7 +234,6 @@ class PostgresServer:
 
     def _taken_driver(self) -> psycopg.Connection[Any]:
         self._check_open()
-        self._begin_process()
         self._waiting.append(None)
         try:
             if self._owns_pool:
@@ -303,6 +303,8 @@ class PostgresServer:
 
     def _begin_process(self) -> None:
         """Leave to a parent what is its own, where a server has forked in C: then no hook of Python's runs."""
+        if self._mark[0]:  # a lock that was held during the fork nobody would release
+            return
         with self._leaving:
             if not self._mark[0]:
                 self._leave_to_parent()
@@ -311,7 +313,8 @@ class PostgresServer:
         """Take a pool of this process's own; what was inherited through a fork is kept, and never touched."""
         here = mark()
         _INHERITED.append((self._pool, self._idle))
-        self._pool._closed = True  # noqa: SLF001 - or its finalizer would wait for threads of the parent
+        if self._owns_pool:  # an application may have opened its own by now
+            _lay_down(self._pool)
         self._pool, self._owns_pool = _like(self._pool), True
         self._idle, self._waiting, self._connections = [], [], WeakKeyDictionary()
         self._mark = here
@@ -420,9 +423,15 @@ def _like(pool: Pool) -> Pool:
 _SERVERS: Final[WeakSet[PostgresServer]] = WeakSet()
 
 
+def _lay_down(pool: Pool) -> None:
+    """Have a parent's pool be closed for this process, or its finalizer would wait for threads of the parent."""
+    pool._closed = True  # noqa: SLF001 - close() would end the parent's connections
+
+
 def _after_in_child() -> None:
     for server in list(_SERVERS):
         server._leaving = Lock()  # noqa: SLF001 - of this module
+        _lay_down(server._pool)  # noqa: SLF001 - as above
         server._leave_to_parent()  # noqa: SLF001 - as above
 
 

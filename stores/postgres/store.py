@@ -267,10 +267,10 @@ class PostgresStore(PostgresRows, Announcing):
         self._listeners.clear()
 
     def _leave_to_parent(self) -> None:
-        super()._leave_to_parent()
         self._is_child = True
         if self._feed is not None:
             self._feed.leave_to_parent()
+        super()._leave_to_parent()  # last, for then it is done
 
     def _taken_driver(self) -> psycopg.Connection[Any]:
         if self._is_child and self._feed is not None:

@@ -27,6 +27,9 @@ __all__ = ["Connection", "made_driver"]
 CHUNK: Final = 1 << 16
 """How many bytes of an answer are read at once."""
 
+_LONGEST_POLL: Final = 2**31 - 1
+"""The longest wait that the system takes, in milliseconds: 24 days."""
+
 _AS_BYTES: Final = False
 """What a reader is told that decodes for other users of the client."""
 
@@ -143,7 +146,7 @@ class _Direct:
     def __init__(self, driver: Any, connected: Any, wait: Callable[[int], Any]) -> None:
         """Take a socket from its driver, which does no more with it than close it; ``wait`` tells what to read."""
         self._connected, self._timeout = connected, connected.gettimeout()
-        self._wait, self._patience = wait, ceil(self._timeout * 1000)
+        self._wait, self._patience = wait, min(ceil(self._timeout * 1000), _LONGEST_POLL)
         connected.settimeout(0)
         self._send, self._recv = connected.send, connected.recv
         reader = driver._parser._reader  # noqa: SLF001 - as _is_plain() found it

@@ -67,6 +67,8 @@ class Feed(Announcing):
 
     def begin_process(self) -> None:
         """Start a thread in a forked process, for those who listened in the parent, unless it has one."""
+        if self._thread is not None:  # here, or in a parent that forked in C: then the lock may be held for ever
+            return
         with self._lock:
             if self._listeners and self._thread is None:
                 try:
@@ -89,10 +91,11 @@ class Feed(Announcing):
         """End what the thread waits for, so that it looks whether it is wanted.
 
         The connection is not closed here: redis-py would open it again, for a thread that is in the midst of reading,
-        and nothing would ever be heard on it.
+        and nothing would ever be heard on it. Nor is a parent's, which forked in C.
         """
         with suppress(Exception):
-            self._connection._sock.shutdown(SHUT_RDWR)  # noqa: SLF001 - there is no other way to it
+            if self._connection.pid == os.getpid():
+                self._connection._sock.shutdown(SHUT_RDWR)  # noqa: SLF001 - there is no other way to it
 
     # -- the thread ------------------------------------------------------------------------
 
